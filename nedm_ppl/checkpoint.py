@@ -1,0 +1,1 @@
+"""Saved models: a folder of JSON and arrays."""

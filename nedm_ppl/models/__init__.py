@@ -1,0 +1,18 @@
+"""Models: schedules, the two diffusion processes, reverse kernels, and the NumPyro programs they make."""
+
+from nedm_ppl.models import networks as networks
+from nedm_ppl.models import schedules as schedules
+from nedm_ppl.models.bernoulli import BernoulliDiffusion as BernoulliDiffusion
+from nedm_ppl.models.chain import Kernel as Kernel
+from nedm_ppl.models.chain import MarkovChain as MarkovChain
+from nedm_ppl.models.diffusion import Diffusion as Diffusion
+from nedm_ppl.models.discrete import BitPrediction as BitPrediction
+from nedm_ppl.models.discrete import FlipRate as FlipRate
+from nedm_ppl.models.discrete import LevelPrediction as LevelPrediction
+from nedm_ppl.models.discrete import Levels as Levels
+from nedm_ppl.models.gaussian import GaussianDiffusion as GaussianDiffusion
+from nedm_ppl.models.process import DiffusionProcess as DiffusionProcess
+from nedm_ppl.models.reverse import DataPrediction as DataPrediction
+from nedm_ppl.models.reverse import DriftVariance as DriftVariance
+from nedm_ppl.models.reverse import NoisePrediction as NoisePrediction
+from nedm_ppl.models.reverse import Parameterisation as Parameterisation

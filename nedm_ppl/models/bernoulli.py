@@ -1,0 +1,121 @@
+r"""Binomial diffusion: one independent bit per coordinate (Section 2.1, Table App.1, right column).
+
+With $\rho$ the stationary rate,
+
+$$\pi = \mathrm{Bernoulli}(\rho), \quad q(x_t = 1 | x_{t-1}) = (1 - \beta_t) x_{t-1} + \beta_t \rho, \quad
+  q(x_t = 1 | x_0) = \bar\alpha_t x_0 + (1 - \bar\alpha_t) \rho,$$
+
+and $q(x_{t-1} | x_t, x_0)$ is Bayes' rule with the marginal at $t - 1$ as prior and step $t$ as likelihood. The
+probabilities of 1 and of 0 are formed separately, without a difference, and only their log ratio is kept: at
+T = 2000 a step flips a bit with probability 1e-4 and every digit of that matters.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from jax.scipy.special import entr
+from jax.typing import ArrayLike
+from numpyro.distributions import Distribution
+
+from nedm_ppl.models.process import DiffusionProcess
+from nedm_ppl.models.schedules import LearnedSchedule, Schedule
+
+__all__ = ["BernoulliDiffusion"]
+
+
+class BernoulliDiffusion(DiffusionProcess):
+    r"""The binomial process: data are bits, 0 or 1, held as floats.
+
+    Args:
+        event_shape: Shape of one datum.
+        schedule: The diffusion rates, fixed: bits have no pathwise gradient from which rates could be learned.
+        rate: $\rho$, the probability of a 1 under the stationary law, in (0, 1); the paper takes 0.5, or the data's
+            mean activity.
+
+    Raises:
+        ValueError: a learned schedule, or `rate` outside (0, 1).
+    """
+
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    schedule: Schedule
+    rate: float = eqx.field(static=True)
+
+    def __init__(self, event_shape: tuple[int, ...], schedule: Schedule, *, rate: float = 0.5):
+        self.event_shape = tuple(event_shape)
+        self.schedule = schedule
+        self.rate = float(rate)
+
+    def __check_init__(self):
+        if isinstance(self.schedule, LearnedSchedule):
+            raise ValueError(
+                "schedule must be fixed for a BernoulliDiffusion; got a LearnedSchedule, whose gradient through bits "
+                "would be silently wrong. Use schedules.erasing, or any other fixed schedule."
+            )
+        if not 0.0 < self.rate < 1.0:
+            raise ValueError(f"rate must lie in (0, 1); got {self.rate:g}. Use the data's mean activity, or 0.5.")
+
+    def stationary(self) -> Distribution:
+        logit = np.log(self.rate) - np.log1p(-self.rate)
+        return dist.BernoulliLogits(jnp.full(self.event_shape, logit)).to_event(self.event_dim)
+
+    def step(self, t: ArrayLike, x: Array) -> Distribution:
+        return self._bits(*self._erase(x, self.schedule.rates[t - 1], 1.0 - self.schedule.rates[t - 1]))
+
+    def marginal(self, t: ArrayLike, x0: Array) -> Distribution:
+        return self._bits(*self._erase(x0, self.schedule.one_minus_alpha_bar[t], self.schedule.alpha_bar[t]))
+
+    def posterior(self, t: ArrayLike, x_t: Array, x0: Array) -> Distribution:
+        return dist.BernoulliLogits(self.posterior_logits(t, x_t, x0)).to_event(self.event_dim)
+
+    def posterior_logits(self, t: ArrayLike, x_t: Array, x0: ArrayLike) -> Array:
+        r"""$\log q(x_{t-1} = 1 | x_t, x_0) / q(x_{t-1} = 0 | x_t, x_0)$ per bit; infinite at t = 1."""
+        prior_1, prior_0 = self._erase(
+            jnp.asarray(x0), self.schedule.one_minus_alpha_bar[t - 1], self.schedule.alpha_bar[t - 1]
+        )
+        beta = self.schedule.rates[t - 1]
+        return jnp.log(prior_1) - jnp.log(prior_0) + self._log_likelihood_ratio(x_t, beta, 1.0 - beta)
+
+    def evidence(self, t: ArrayLike, x_t: Array) -> Array:
+        r"""What a bit says about itself: $\log q(x_t | x_0 = 1) / q(x_t | x_0 = 0)$, shape (*batch, *event)."""
+        return self._log_likelihood_ratio(x_t, self.schedule.one_minus_alpha_bar[t], self.schedule.alpha_bar[t])
+
+    def step_entropy(self, t: ArrayLike, x: Array) -> Array:
+        return self._entropy(*self._erase(x, self.schedule.rates[t - 1], 1.0 - self.schedule.rates[t - 1]))
+
+    def marginal_entropy(self, t: ArrayLike, x0: Array) -> Array:
+        return self._entropy(*self._erase(x0, self.schedule.one_minus_alpha_bar[t], self.schedule.alpha_bar[t]))
+
+    def cross_entropy(self, t: ArrayLike, x0: Array) -> Array:
+        one, zero = self._erase(x0, self.schedule.one_minus_alpha_bar[t], self.schedule.alpha_bar[t])
+        return -jnp.sum(one * np.log(self.rate) + zero * np.log1p(-self.rate), axis=self._event_axes)
+
+    def check_data(self, x0: ArrayLike) -> None:
+        self.check_shape(x0)
+        values = np.unique(np.asarray(x0))
+        if not np.all(np.isin(values, (0.0, 1.0))):
+            other = values[~np.isin(values, (0.0, 1.0))][0]
+            raise ValueError(
+                f"x0 must be binary, 0 or 1, for a BernoulliDiffusion; got {other:g}. Threshold or code it."
+            )
+
+    def _erase(self, x: Array, noise: Array, signal: Array) -> tuple[Array, Array]:
+        """Probabilities of 1 and of 0 for a bit that survives with `signal` and is redrawn with `noise`."""
+        return signal * x + noise * self.rate, signal * (1.0 - x) + noise * (1.0 - self.rate)
+
+    def _log_likelihood_ratio(self, x_t: Array, noise: Array, signal: Array) -> Array:
+        """Log of P(x_t | bit = 1) / P(x_t | bit = 0), for the same erasure."""
+        if_one = jnp.log(signal + noise * self.rate) - jnp.log(noise * self.rate)
+        if_zero = jnp.log(noise * (1.0 - self.rate)) - jnp.log(signal + noise * (1.0 - self.rate))
+        return jnp.where(x_t > 0.5, if_one, if_zero)
+
+    def _bits(self, one: Array, zero: Array) -> Distribution:
+        return dist.BernoulliLogits(jnp.log(one) - jnp.log(zero)).to_event(self.event_dim)
+
+    def _entropy(self, one: Array, zero: Array) -> Array:
+        return jnp.sum(entr(one) + entr(zero), axis=self._event_axes)
+
+    @property
+    def _event_axes(self) -> tuple[int, ...]:
+        return tuple(range(-self.event_dim, 0))

@@ -1,0 +1,199 @@
+r"""A diffusion probabilistic model: a process, a reverse kernel, and the NumPyro programs they make (Section 2.2).
+
+$$p(x_{0..T}) = \pi(x_T) \prod_{t=1}^{T} p(x_{t-1} | x_t).$$
+
+The first step $p(x_0 | x_1)$ is one of
+
+- `fixed`, the paper's: the forward kernel reversed about $\pi$, which learns nothing and avoids an edge effect;
+- `learned`: the reverse kernel at t = 1;
+- `quantised`: a categorical over known grey levels, so that $p(x_0)$ is a probability and not a density.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import Array
+from jax.typing import ArrayLike
+from numpyro.contrib.module import eqx_module
+from numpyro.distributions import Distribution, Normal
+
+from nedm_ppl.models.chain import MarkovChain
+from nedm_ppl.models.discrete import check_levels, quantise
+from nedm_ppl.models.process import DiffusionProcess
+from nedm_ppl.models.reverse import Parameterisation
+
+__all__ = ["Diffusion"]
+
+FIRST_STEPS = ("fixed", "learned", "quantised")
+
+
+class Diffusion(eqx.Module):
+    r"""A process with a reverse kernel.
+
+    Args:
+        process: The forward chain, in closed form.
+        reverse: A parameterisation of a network, or any callable `(t, x) -> Distribution` for $p(x_{t-1} | x_t)$ with the
+            process's event shape, given t in 1..T (a traced integer scalar) and x with batch axes on the left.
+        first_step: `fixed`, `learned` or `quantised`.
+        levels: Grey levels of the quantised first step, in the units of the data; a `LevelPrediction` brings its own.
+
+    Raises:
+        ValueError: an unknown first step, levels missing or misplaced, or a reverse kernel that does not suit the process.
+    """
+
+    process: DiffusionProcess
+    reverse: Parameterisation | Callable[[ArrayLike, Array], Distribution]
+    first_step: str = eqx.field(static=True)
+    levels: tuple[float, ...] | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        process: DiffusionProcess,
+        reverse: Parameterisation | Callable[[ArrayLike, Array], Distribution],
+        *,
+        first_step: str = "fixed",
+        levels: ArrayLike | None = None,
+    ):
+        self.process, self.reverse, self.first_step = process, reverse, first_step
+        self.levels = check_levels(levels) if levels is not None else getattr(reverse, "levels", None)
+
+    def __check_init__(self):
+        if self.first_step not in FIRST_STEPS:
+            raise ValueError(f"first_step must be one of {', '.join(FIRST_STEPS)}; got {self.first_step!r}.")
+        if isinstance(self.reverse, Parameterisation):
+            self.reverse.check_process(self.process)
+        if self.first_step == "quantised" and self.levels is None:
+            raise ValueError(
+                "levels must be given for a quantised first step: the values a coordinate of x_0 can take."
+            )
+        if self.first_step == "quantised" and self.process.stationary().is_discrete:
+            raise ValueError("first_step 'quantised' is for Gaussian chains; bits are discrete already: use 'learned'.")
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps, T."""
+        return self.process.num_steps
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return self.process.event_shape
+
+    def kernel(self, t: ArrayLike, x: Array) -> Distribution:
+        r"""The reverse kernel $p(x_{t-1} | x_t = x)$, for t = 2..T (and t = 1 where the first step is learned)."""
+        if isinstance(self.reverse, Parameterisation):
+            return self.reverse(self.process, t, x)
+        return self.reverse(t, x)
+
+    def first_kernel(self, x1: Array) -> Distribution:
+        r"""The first step $p(x_0 | x_1)$."""
+        if self.first_step == "fixed":
+            return self.process.step(1, x1)
+        if self.first_step == "learned":
+            return self.kernel(1, x1)
+        if hasattr(self.reverse, "data_law"):
+            return self.reverse.data_law(self.process, 1, x1)
+        assert self.levels is not None  # checked at construction
+        kernel = self.kernel(1, x1)
+        if not isinstance(normal := getattr(kernel, "base_dist", kernel), Normal):
+            raise ValueError(
+                f"first_step 'quantised' integrates a Gaussian kernel at t = 1; got a {type(normal).__name__}. "
+                "Use 'learned', or a kernel that ends in Normal(...).to_event()."
+            )
+        return quantise(normal, self.levels).to_event(self.process.event_dim)
+
+    def reverse_chain(self) -> MarkovChain:
+        r"""The reverse trajectory $p(x_{1..T})$; event shape (T, *event), time ascending."""
+        return MarkovChain(self.process.stationary(), self.kernel, first=1, last=self.num_steps, reverse=True)
+
+    def sample(self, rng_key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        r"""Ancestral samples of $x_0$, exact draws from the model; shape (*sample_shape, *event), memory independent of T."""
+        key_chain, key_first = jax.random.split(rng_key)
+        x1 = self.reverse_chain().sample_end(key_chain, sample_shape)
+        return self.first_kernel(x1).sample(key_first)
+
+    def sample_trajectory(self, rng_key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        r"""Whole trajectories $x_0..x_T$ of the model; shape (*sample_shape, T + 1, *event), time ascending.
+
+        Under the same key, the state at time 0 is `sample`'s."""
+        key_chain, key_first = jax.random.split(rng_key)
+        chain = self.reverse_chain()
+        path = chain.sample(key_chain, sample_shape)
+        x0 = self.first_kernel(chain.at(path, 1)).sample(key_first)
+        axis = len(sample_shape)
+        return jnp.concatenate([jnp.expand_dims(x0, axis).astype(path.dtype), path], axis=axis)
+
+    def model(
+        self, x0: Array | None = None, *, num_data: int | None = None, subsample_size: int | None = None
+    ) -> Array:
+        r"""The generative program: `trajectory` $x_{1..T}$ latent, `x0` observed, both inside the plate `data`.
+
+        Args:
+            x0: Data, shape (N, *event), or a minibatch of them; None samples.
+            num_data: Size of the plate; by default N. A larger one scales a minibatch up to the whole data set.
+            subsample_size: Draw a minibatch of this size inside the program, from a full x0.
+
+        Returns:
+            $x_0$, shape (N, *event) or that of the subsample.
+        """
+        diffusion = self._registered()
+        with self._plate(x0, num_data, subsample_size) as rows:
+            chain = diffusion.reverse_chain()
+            path = numpyro.sample("trajectory", chain)
+            first = diffusion.first_kernel(chain.at(path, 1))
+            # An analytic bound needs the model and not just this one draw of it; `infer` is NumPyro's place to say so.
+            infer = {"diffusion": diffusion, "trajectory": "trajectory"}
+            return numpyro.sample("x0", first, obs=rows, infer=infer)
+
+    def guide(self, x0: Array, *, num_data: int | None = None, subsample_size: int | None = None) -> None:
+        r"""The forward chain as a guide: `trajectory` given $x_0$. Same arguments as `model`; x0 is required."""
+        if x0 is None:
+            raise ValueError("x0 must be given to the guide: the forward chain starts from data.")
+        diffusion = self._registered()
+        with self._plate(x0, num_data, subsample_size) as rows:
+            numpyro.sample("trajectory", diffusion.process.forward(rows))
+
+    def save(self, folder: str | PathLike, *, overwrite: bool = False) -> None:
+        """Write the model as a folder of JSON and arrays; see `nedm_ppl.checkpoint.save`."""
+        from nedm_ppl import checkpoint
+
+        checkpoint.save(self, folder, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, folder: str | PathLike, *, like: Self | None = None) -> Self:
+        """Read a model that `save` wrote; see `nedm_ppl.checkpoint.load`."""
+        from nedm_ppl import checkpoint
+
+        return checkpoint.load(folder, like=like)
+
+    def _registered(self) -> "Diffusion":
+        """This model with its arrays declared as NumPyro parameters, under the one name `diffusion$params`."""
+        return eqx_module("diffusion", self) if jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array)) else self
+
+    @contextmanager
+    def _plate(self, x0: Array | None, num_data: int | None, subsample_size: int | None) -> Iterator[Array | None]:
+        """The plate `data`; yields the rows of x0 inside it: all of them (a minibatch, where num_data is larger), or a draw."""
+        rows = 1 if x0 is None else self._num_rows(x0)
+        num_data = rows if num_data is None else num_data
+        if subsample_size is None:
+            subsample_size = num_data if x0 is None else rows
+        if x0 is not None and rows not in (num_data, subsample_size):
+            raise ValueError(
+                f"x0 must hold all num_data = {num_data} data or one minibatch of {subsample_size}; got {rows} of them."
+            )
+        with numpyro.plate("data", num_data, subsample_size=subsample_size) as index:
+            yield x0 if rows == subsample_size or x0 is None else x0[index]
+
+    def _num_rows(self, x0: Array) -> int:
+        self.process.check_shape(x0)
+        if jnp.ndim(x0) != self.process.event_dim + 1:
+            raise ValueError(
+                f"x0 must have one batch axis before its event shape {self.event_shape}; got shape {jnp.shape(x0)}."
+            )
+        return jnp.shape(x0)[0]

@@ -1,0 +1,225 @@
+r"""Reverse kernels of discrete data: bits and grey levels.
+
+Where data are discrete, what a coordinate says about its own $x_0$ is known exactly: the evidence $q(x_t | x_0)$. The
+network then only has to say what the *other* coordinates and the context imply, and Bayes' rule does the rest:
+
+$$p(x_0 = \ell | x_t) \propto \exp\big(z_\ell(x_t, t)\big)\; q(x_t | x_0 = \ell) \quad\text{per coordinate}.$$
+"""
+
+from itertools import pairwise
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from jax.nn import log_sigmoid
+from jax.scipy.special import log_ndtr
+from jax.typing import ArrayLike
+from numpyro.distributions import Distribution, constraints
+from numpyro.distributions.util import is_prng_key, validate_sample
+
+from nedm_ppl.models.bernoulli import BernoulliDiffusion
+from nedm_ppl.models.gaussian import GaussianDiffusion
+from nedm_ppl.models.process import DiffusionProcess
+from nedm_ppl.models.reverse import Network, Parameterisation, moment_matched, require_gaussian
+
+__all__ = ["BitPrediction", "FlipRate", "LevelPrediction", "Levels", "quantise"]
+
+
+class FlipRate(Parameterisation):
+    r"""The paper's binomial kernel, $p(x_{t-1} | x_t) = \mathrm{Bernoulli}(f_b(x_t, t))$, its rate given directly.
+
+    $\mathrm{logit} f_b = z + \mathrm{logit}\, q(x_t = 1 | x_{t-1} = x)$: a silent network is the forward kernel reversed
+    about the stationary law.
+
+    Args:
+        network: `(t, x) -> event`: z.
+    """
+
+    network: Network
+
+    def __call__(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        logits = process.step(t, x).base_dist.logits + self._output(process, t, x)
+        return dist.BernoulliLogits(logits).to_event(process.event_dim)
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return event_shape
+
+    def check_process(self, process: DiffusionProcess) -> None:
+        require_bernoulli(self, process)
+
+
+class BitPrediction(Parameterisation):
+    r"""Prediction of $x_0$ for bits.
+
+    The kernel averages the posterior over the predicted bit,
+    $p(x_{t-1} | x_t) = \sum_{b} p(x_0 = b | x_t)\, q(x_{t-1} | x_t, x_0 = b)$, in log space throughout. At t = 1 it is the
+    prediction itself.
+
+    Args:
+        network: `(t, x) -> event`: z, the context's log odds of a 1.
+        evidence: Whether the bit's own exact evidence is added to z; without it z alone is the log odds.
+    """
+
+    network: Network
+    evidence: bool = eqx.field(static=True, default=True)
+
+    def __call__(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        logits = self.data_logits(process, t, x)
+        if_one, if_zero = process.posterior_logits(t, x, 1.0), process.posterior_logits(t, x, 0.0)
+        log_one = jnp.logaddexp(log_sigmoid(logits) + log_sigmoid(if_one), log_sigmoid(-logits) + log_sigmoid(if_zero))
+        log_zero = jnp.logaddexp(
+            log_sigmoid(logits) + log_sigmoid(-if_one), log_sigmoid(-logits) + log_sigmoid(-if_zero)
+        )
+        return dist.BernoulliLogits(log_one - log_zero).to_event(process.event_dim)
+
+    def data_logits(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Array:
+        r"""Log odds of $p(x_0 = 1 | x_t)$, per bit."""
+        logits = self._output(process, t, x)
+        return logits + process.evidence(t, x) if self.evidence else logits
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return event_shape
+
+    def check_process(self, process: DiffusionProcess) -> None:
+        require_bernoulli(self, process)
+
+
+class LevelPrediction(Parameterisation):
+    r"""Prediction of $x_0$ among known grey levels, for a Gaussian chain.
+
+    For t >= 2 the Gaussian step has the moments of the predicted categorical; the `quantised` first step is the
+    categorical itself, so that bits per pixel are honest without dequantisation.
+
+    Args:
+        network: `(t, x) -> (*event, num_levels)`: z, the context's log weights.
+        levels: The values a coordinate of $x_0$ can take, in the units of the data, increasing.
+        evidence: Whether the coordinate's own exact evidence is added to z.
+    """
+
+    network: Network
+    levels: tuple[float, ...] = eqx.field(static=True)
+    evidence: bool = eqx.field(static=True)
+
+    def __init__(self, network: Network, levels: ArrayLike, *, evidence: bool = True):
+        self.network = network
+        self.levels = check_levels(levels)
+        self.evidence = evidence
+
+    def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        levels = jnp.asarray(self.levels)
+        probs = jax.nn.softmax(self.data_logits(process, t, x), axis=-1)
+        mean = probs @ levels
+        var = jnp.sum(probs * jnp.square(levels - mean[..., None]), axis=-1)
+        # A certain prediction has variance 0; at t = 1 nothing else is left, and a density needs some.
+        return moment_matched(process, t, x, mean, jnp.maximum(var, 1e-10))
+
+    def data_logits(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Array:
+        r"""Unnormalised $\log p(x_0 = \ell | x_t)$ per coordinate, shape (*batch, *event, num_levels)."""
+        logits = self._output(process, t, x)
+        return logits + process.evidence(t, x, jnp.asarray(self.levels)) if self.evidence else logits
+
+    def data_law(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        r"""$p(x_0 | x_t)$, a product of categoricals over the grey levels."""
+        return Levels(self.data_logits(process, t, x), self.levels).to_event(process.event_dim)
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*event_shape, len(self.levels))
+
+    def check_process(self, process: DiffusionProcess) -> None:
+        require_gaussian(self, process)
+
+
+class _OneOf(constraints._SingletonConstraint):
+    """Membership in a finite set of reals; which reals, `Levels.log_prob` checks."""
+
+    is_discrete = True
+    event_dim = 0
+
+    def __call__(self, x: ArrayLike) -> Array:
+        return jnp.isfinite(jnp.asarray(x))
+
+    def feasible_like(self, prototype: Array) -> Array:
+        return jnp.zeros_like(prototype)
+
+
+class Levels(Distribution):
+    """A categorical law over known real values.
+
+    Args:
+        logits: Unnormalised log weights, shape (*batch, num_levels).
+        levels: The values, increasing, num_levels of them.
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}
+    support = _OneOf()
+    has_rsample = False
+    pytree_aux_fields = ("levels",)
+
+    def __init__(self, logits: Array, levels: tuple[float, ...], *, validate_args: bool | None = None):
+        self.logits, self.levels = logits, tuple(levels)
+        super().__init__(batch_shape=jnp.shape(logits)[:-1], validate_args=validate_args)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        assert is_prng_key(key)
+        index = jax.random.categorical(key, self.logits, shape=sample_shape + self.batch_shape)
+        return jnp.asarray(self.levels)[index]
+
+    @validate_sample
+    def log_prob(self, value: ArrayLike) -> Array:
+        """Exact log mass in nats; minus infinity off the levels (beyond a hundredth of the smallest gap)."""
+        levels, value = jnp.asarray(self.levels), jnp.asarray(value)
+        distance = jnp.abs(value[..., None] - levels)
+        index = jnp.argmin(distance, axis=-1)
+        on_level = jnp.min(distance, axis=-1) <= 0.01 * jnp.min(jnp.diff(levels))
+        log_probs = jax.nn.log_softmax(self.logits, axis=-1)
+        shape = jnp.broadcast_shapes(index.shape, self.batch_shape)
+        log_probs = jnp.broadcast_to(log_probs, (*shape, len(self.levels)))
+        chosen = jnp.take_along_axis(log_probs, jnp.broadcast_to(index, shape)[..., None], axis=-1)[..., 0]
+        return jnp.where(on_level, chosen, -jnp.inf)
+
+    @property
+    def mean(self) -> Array:
+        return jax.nn.softmax(self.logits, axis=-1) @ jnp.asarray(self.levels)
+
+    @property
+    def variance(self) -> Array:
+        squares = jnp.square(jnp.asarray(self.levels) - self.mean[..., None])
+        return jnp.sum(jax.nn.softmax(self.logits, axis=-1) * squares, axis=-1)
+
+
+def quantise(normal: dist.Normal, levels: tuple[float, ...]) -> Levels:
+    """A Gaussian integrated over the bins around known levels; bins meet half way, the outer two are unbounded.
+
+    Args:
+        normal: Independent Gaussians, batch shape (*batch, *event), before `to_event`.
+        levels: The grey levels, increasing.
+    """
+    centres = jnp.asarray(levels)
+    inner = 0.5 * (centres[1:] + centres[:-1])
+    far = 1e3 * (1.0 + jnp.abs(centres[-1] - centres[0]))  # finite, so that gradients are
+    edges = jnp.concatenate([inner[:1] - far, inner, inner[-1:] + far])
+    z = (edges - normal.loc[..., None]) / normal.scale[..., None]
+    lower, upper = z[..., :-1], z[..., 1:]
+    # In the upper tail Phi(b) - Phi(a) = Phi(-a) - Phi(-b), which keeps its digits.
+    flip = lower > 0.0
+    lower, upper = jnp.where(flip, -upper, lower), jnp.where(flip, -lower, upper)
+    log_lower, log_upper = log_ndtr(lower), log_ndtr(upper)
+    ratio = jnp.minimum(log_lower - log_upper, -1e-7)
+    return Levels(log_upper + jnp.log(-jnp.expm1(ratio)), levels)
+
+
+def check_levels(levels: ArrayLike) -> tuple[float, ...]:
+    values = tuple(float(level) for level in levels)  # type: ignore[union-attr]
+    if len(values) < 2 or any(b <= a for a, b in pairwise(values)):
+        raise ValueError(f"levels must be at least two increasing values; got {values}.")
+    return values
+
+
+def require_bernoulli(parameterisation: Parameterisation, process: DiffusionProcess) -> None:
+    if not isinstance(process, BernoulliDiffusion):
+        raise ValueError(
+            f"{type(parameterisation).__name__} needs a BernoulliDiffusion; got a {type(process).__name__}. "
+            "For real data use DataPrediction, for grey levels LevelPrediction."
+        )

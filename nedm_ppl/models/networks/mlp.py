@@ -1,0 +1,52 @@
+"""The paper's network for the heartbeat (Appendix D.1.2): a sigmoid multi-layer perceptron, a readout per step."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from nedm_ppl.models.networks.readout import StepReadout
+
+__all__ = ["SigmoidMLP"]
+
+
+class SigmoidMLP(eqx.Module):
+    """Sigmoid hidden layers shared over time; outputs linear, one map per step.
+
+    Args:
+        event_shape: Shape of one datum.
+        output_shape: Shape of the output.
+        num_steps: T.
+        width: Units per hidden layer; 50 in the paper.
+        depth: Number of hidden layers; 3 in the paper.
+        key: Initialises the hidden layers.
+    """
+
+    layers: tuple[eqx.nn.Linear, ...]
+    readout: StepReadout
+    output_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        num_steps: int,
+        *,
+        width: int = 50,
+        depth: int = 3,
+        key: Array,
+    ):
+        sizes = [math.prod(event_shape)] + [width] * depth
+        keys = jax.random.split(key, depth)
+        self.layers = tuple(eqx.nn.Linear(m, n, key=k) for m, n, k in zip(sizes, sizes[1:], keys, strict=False))
+        self.readout = StepReadout(width, math.prod(output_shape), num_steps)
+        self.output_shape = tuple(output_shape)
+
+    def __call__(self, t: ArrayLike, x: Array) -> Array:
+        h = jnp.ravel(x).astype(float)
+        for layer in self.layers:
+            h = jax.nn.sigmoid(layer(h))
+        return jnp.reshape(self.readout(t, h), self.output_shape)

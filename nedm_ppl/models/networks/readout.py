@@ -1,0 +1,43 @@
+r"""How a network knows the time: features of t for shared weights, and a readout of its own per step.
+
+A readout per step is the paper's way for its two small experiments. It costs T times the weights, so every optimiser step
+is O(T); networks with a time embedding are O(1) in T.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+__all__ = ["StepReadout", "time_features"]
+
+
+def time_features(t: ArrayLike, num_steps: int, num_features: int) -> Array:
+    r"""Sines and cosines of $t/T$ at frequencies from half a turn to T/4 turns over the chain; shape (num_features,)."""
+    half = num_features // 2
+    highest = max(np.pi * num_steps / 2.0, 2.0 * np.pi)
+    frequencies = jnp.asarray(np.geomspace(np.pi, highest, half))
+    angles = frequencies * (jnp.asarray(t, float) / num_steps)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
+
+
+class StepReadout(eqx.Module):
+    """One linear map per step t = 1..T, applied to shared hidden units; zero at the start.
+
+    Args:
+        hidden: Number of hidden units.
+        output: Number of outputs.
+        num_steps: T.
+    """
+
+    weight: Array
+    bias: Array
+
+    def __init__(self, hidden: int, output: int, num_steps: int):
+        self.weight = jnp.zeros((num_steps, output, hidden))
+        self.bias = jnp.zeros((num_steps, output))
+
+    def __call__(self, t: ArrayLike, h: Array) -> Array:
+        index = jnp.asarray(t) - 1
+        return jnp.take(self.weight, index, axis=0) @ h + jnp.take(self.bias, index, axis=0)

@@ -1,0 +1,85 @@
+"""A residual multi-layer perceptron with a time embedding: the default for vectors and short sequences."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from nedm_ppl.models.networks.readout import time_features
+
+__all__ = ["ResidualMLP"]
+
+
+class ResidualBlock(eqx.Module):
+    r"""$h + W_2\, \mathrm{silu}(W_1\, \mathrm{norm}(h) + W_t e(t))$, zero at the start."""
+
+    norm: eqx.nn.LayerNorm
+    up: eqx.nn.Linear
+    time: eqx.nn.Linear
+    down: eqx.nn.Linear
+
+    def __init__(self, width: int, time_width: int, *, key: Array):
+        key_up, key_time, key_down = jax.random.split(key, 3)
+        self.norm = eqx.nn.LayerNorm(width)
+        self.up = eqx.nn.Linear(width, width, key=key_up)
+        self.time = eqx.nn.Linear(time_width, width, use_bias=False, key=key_time)
+        self.down = zeroed(eqx.nn.Linear(width, width, key=key_down))
+
+    def __call__(self, h: Array, e: Array) -> Array:
+        return h + self.down(jax.nn.silu(self.up(self.norm(h)) + self.time(e)))
+
+
+class ResidualMLP(eqx.Module):
+    """Residual blocks on the flattened datum, every block told the time; silent (zero output) at the start.
+
+    Args:
+        event_shape: Shape of one datum.
+        output_shape: Shape of the output.
+        num_steps: T.
+        width: Units per block.
+        depth: Number of blocks.
+        key: Initialises the weights.
+    """
+
+    embed: eqx.nn.Linear
+    embed_time: eqx.nn.Linear
+    blocks: tuple[ResidualBlock, ...]
+    norm: eqx.nn.LayerNorm
+    readout: eqx.nn.Linear
+    num_steps: int = eqx.field(static=True)
+    width: int = eqx.field(static=True)
+    output_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        num_steps: int,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        key: Array,
+    ):
+        key_in, key_time, key_out, *keys = jax.random.split(key, depth + 3)
+        self.embed = eqx.nn.Linear(math.prod(event_shape), width, key=key_in)
+        self.embed_time = eqx.nn.Linear(width, width, key=key_time)
+        self.blocks = tuple(ResidualBlock(width, width, key=k) for k in keys)
+        self.norm = eqx.nn.LayerNorm(width)
+        self.readout = zeroed(eqx.nn.Linear(width, math.prod(output_shape), key=key_out))
+        self.num_steps, self.width = num_steps, width
+        self.output_shape = tuple(output_shape)
+
+    def __call__(self, t: ArrayLike, x: Array) -> Array:
+        e = jax.nn.silu(self.embed_time(time_features(t, self.num_steps, self.width)))
+        h = self.embed(jnp.ravel(x).astype(float))
+        for block in self.blocks:
+            h = block(h, e)
+        return jnp.reshape(self.readout(jax.nn.silu(self.norm(h))), self.output_shape)
+
+
+def zeroed(linear: eqx.nn.Linear) -> eqx.nn.Linear:
+    """A linear layer that starts silent."""
+    return jax.tree.map(jnp.zeros_like, linear)
