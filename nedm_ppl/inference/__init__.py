@@ -3,4 +3,14 @@
 from nedm_ppl.inference.bound import BoundTerms as BoundTerms
 from nedm_ppl.inference.bound import TrajectoryBound as TrajectoryBound
 from nedm_ppl.inference.bound import bound_terms as bound_terms
+from nedm_ppl.inference.bound import unsampled_trajectories as unsampled_trajectories
 from nedm_ppl.inference.divergence import divergence as divergence
+from nedm_ppl.inference.evaluation import Estimate as Estimate
+from nedm_ppl.inference.evaluation import estimate as estimate
+from nedm_ppl.inference.evaluation import evaluate as evaluate
+from nedm_ppl.inference.resume import CheckpointError as CheckpointError
+from nedm_ppl.inference.training import Fitted as Fitted
+from nedm_ppl.inference.training import NonFiniteLossError as NonFiniteLossError
+from nedm_ppl.inference.training import dequantise as dequantise
+from nedm_ppl.inference.training import fit as fit
+from nedm_ppl.inference.training import with_parameters as with_parameters

@@ -1,13 +1,13 @@
 r"""The paper's bound K, per datum and per step, and as a NumPyro ELBO (Section 2.4, Appendix B, equations 10-15).
 
 $$\log p(x_0) \ge K(x_0) = - \underbrace{\mathrm{KL}(q(x_T | x_0) \| \pi)}_{\text{prior}}
-  - \underbrace{\sum_{t=2}^{T} \mathrm{E}_{q(x_t | x_0)} \mathrm{KL}\big(q(x_{t-1} | x_t, x_0) \,\|\, p(x_{t-1} | x_t)\big)}_{\text{diffusion}}
-  + \underbrace{\mathrm{E}_{q(x_1 | x_0)} \log p(x_0 | x_1)}_{\text{first step}}.$$
+  - \underbrace{\sum_{t=2}^{T} \mathrm{E}\, \mathrm{KL}\big(q(x_{t-1} | x_t, x_0) \,\|\, p(x_{t-1} | x_t)\big)}_{\text{diffusion}}
+  + \underbrace{\mathrm{E} \log p(x_0 | x_1)}_{\text{first step}},$$
 
-Every divergence and entropy is analytic, so the only Monte Carlo is over $x_t$, and each term needs $x_t$ alone: steps
-are drawn independently, any subset of them is an unbiased estimate, and memory does not depend on T. This is the exact
-expectation; the paper's equation 14 replaces the cross-entropies to $\pi$ by $H_p(X_T)$, which holds in the mean over
-data of unit second moment (or mean `rate`), and never per datum.
+expectations under $q(x_t | x_0)$. Every divergence and entropy is analytic, so the only Monte Carlo is over $x_t$, and
+each term needs $x_t$ alone: steps are drawn independently, any subset of them is an unbiased estimate, and memory does not
+depend on T. This is the exact expectation; the paper's equation 14 replaces the cross-entropies to $\pi$ by $H_p(X_T)$,
+which holds in the mean over data of unit second moment (or mean `rate`), and never per datum.
 """
 
 from typing import Any, NamedTuple
@@ -123,7 +123,7 @@ class TrajectoryBound(ELBO):
 
     def _elbo(self, rng_key: Array, param_map: dict, model: Any, guide: Any, args: tuple, kwargs: dict) -> Array:
         key_guide, key_model, key_bound = jax.random.split(rng_key, 3)
-        with _TrajectoryUnsampled():
+        with unsampled_trajectories():
             guide_trace = trace(substitute(seed(guide, key_guide), data=param_map)).get_trace(*args, **kwargs)
             replayed = replay(seed(model, key_model), guide_trace)
             model_trace = trace(substitute(replayed, data=param_map)).get_trace(*args, **kwargs)
@@ -153,8 +153,8 @@ class TrajectoryBound(ELBO):
         return _scaled_sum(site, bound)
 
 
-class _TrajectoryUnsampled(Messenger):
-    """Gives every latent trajectory a placeholder value, so that no chain is run for it."""
+class unsampled_trajectories(Messenger):
+    """A NumPyro handler that gives every latent trajectory a placeholder value, so that no chain is run for it."""
 
     def process_message(self, msg: dict) -> None:
         fn = msg.get("fn")

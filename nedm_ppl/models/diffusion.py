@@ -12,7 +12,7 @@ The first step $p(x_0 | x_1)$ is one of
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import Self
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -177,7 +177,7 @@ class Diffusion(eqx.Module):
         return eqx_module("diffusion", self) if jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array)) else self
 
     @contextmanager
-    def _plate(self, x0: Array | None, num_data: int | None, subsample_size: int | None) -> Iterator[Array | None]:
+    def _plate(self, x0: Array | None, num_data: int | None, subsample_size: int | None) -> Iterator[Any]:
         """The plate `data`; yields the rows of x0 inside it: all of them (a minibatch, where num_data is larger), or a draw."""
         rows = 1 if x0 is None else self._num_rows(x0)
         num_data = rows if num_data is None else num_data

@@ -1,0 +1,79 @@
+"""The bound over a data set, with its standard error."""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from tqdm.auto import tqdm
+
+from nedm_ppl.inference.bound import BoundTerms, bound_terms
+from nedm_ppl.models.diffusion import Diffusion
+
+__all__ = ["Estimate", "estimate", "evaluate"]
+
+
+class Estimate(NamedTuple):
+    """A mean over data and its standard error, in the unit of what was averaged."""
+
+    mean: float
+    se: float
+
+    def __mul__(self, factor: float) -> "Estimate":  # type: ignore[override]
+        """The same estimate in another unit."""
+        return Estimate(self.mean * factor, self.se * abs(factor))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.se:.4f}"
+
+
+def estimate(values: ArrayLike) -> Estimate:
+    """Mean of independent per-datum values, with its standard error sd / sqrt(n): data and Monte Carlo spread together."""
+    values = np.asarray(values, np.float64)
+    se = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else math.nan
+    return Estimate(float(values.mean()), float(se))
+
+
+def evaluate(
+    rng_key: Array,
+    diffusion: Diffusion,
+    x0: ArrayLike,
+    *,
+    num_times: int | None = None,
+    batch_size: int = 512,
+    progress: bool = False,
+) -> BoundTerms:
+    """The bound K of every datum of a data set, in batches; see `bound_terms`.
+
+    Args:
+        rng_key: Random key; each batch has its own.
+        diffusion: The model.
+        x0: Data, shape (N, *event).
+        num_times: Steps per datum, stratified; None takes all T.
+        batch_size: Data evaluated at a time.
+        progress: Whether to show a bar.
+
+    Returns:
+        Terms in nats as NumPy arrays, shape (N,), and (num_times, N) for the divergences. `estimate(terms.total)` is the
+        bound's mean with its standard error.
+    """
+    diffusion.process.check_data(x0)
+    x0 = np.asarray(x0)
+    starts = range(0, len(x0), batch_size)
+    batches = []
+    for i, start in enumerate(tqdm(starts, desc="bound", unit="batch", disable=not progress)):
+        batch = x0[start : start + batch_size]
+        # The last batch is filled up, so that one compiled function serves all.
+        filled = np.concatenate([batch, np.repeat(batch[:1], min(batch_size, len(x0)) - len(batch), axis=0)])
+        terms = _bound_terms(jax.random.fold_in(rng_key, i), diffusion, jnp.asarray(filled), num_times)
+        batches.append([np.asarray(term)[..., : len(batch)] for term in terms])
+    return BoundTerms(*(np.concatenate(term, axis=-1) for term in zip(*batches, strict=True)))
+
+
+@eqx.filter_jit
+def _bound_terms(rng_key: Array, diffusion: Diffusion, x0: Array, num_times: int | None) -> BoundTerms:
+    return bound_terms(rng_key, diffusion, x0, num_times=num_times)

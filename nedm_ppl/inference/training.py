@@ -1,0 +1,257 @@
+r"""Training: stochastic variational inference on the bound K (Section 2.4).
+
+`fit` is NumPyro's `SVI` with what a long run needs around it: shuffled minibatches, an average of the weights, a
+validation part, and checkpoints. Everything random is a function of the key and the step's number, so a run that was
+killed and resumed ends where it would have ended.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+from numpyro.handlers import scale
+from numpyro.infer import ELBO, SVI
+from tqdm.auto import tqdm
+
+from nedm_ppl.inference.bound import TrajectoryBound, unsampled_trajectories
+from nedm_ppl.inference.evaluation import Estimate, estimate, evaluate
+from nedm_ppl.inference.resume import TrainingRecord
+from nedm_ppl.models.diffusion import Diffusion
+from nedm_ppl.models.gaussian import GaussianDiffusion
+
+__all__ = ["Augmentation", "Fitted", "NonFiniteLossError", "dequantise", "fit"]
+
+Augmentation = Callable[[Array, Array], Array]
+BITS = 1.0 / np.log(2.0)
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The training loss became NaN or infinite."""
+
+
+class Fitted(NamedTuple):
+    """A trained model and how it was trained.
+
+    Attributes:
+        diffusion: The model, with the average of its weights (the best on the validation part, where there is one).
+        history: Training trace, arrays by name: `step` and `bound` (mean training bound per datum over the steps since the
+            last entry, nats), and `validation_step`, `validation_bound`, `validation_se` (nats per datum).
+        holdout: Mean bound per datum on the holdout with its standard error, nats; None without a holdout.
+        seconds: Time spent in training steps, s, over all resumed parts.
+        num_steps: Optimiser steps taken.
+    """
+
+    diffusion: Diffusion
+    history: dict[str, np.ndarray]
+    holdout: Estimate | None
+    seconds: float
+    num_steps: int
+
+
+class _State(NamedTuple):
+    """What a run carries from one step to the next."""
+
+    svi: Any
+    average: Any
+    best: Any
+
+
+def fit(
+    rng_key: Array,
+    diffusion: Diffusion,
+    data: ArrayLike,
+    *,
+    num_steps: int,
+    batch_size: int = 128,
+    optimiser: optax.GradientTransformation | None = None,
+    objective: ELBO | None = None,
+    average_decay: float = 0.999,
+    augment: Augmentation | None = None,
+    validation: ArrayLike | None = None,
+    evaluate_every: int = 1000,
+    patience: int | None = None,
+    holdout: ArrayLike | None = None,
+    num_times: int | None = 16,
+    checkpoint: str | PathLike | None = None,
+    checkpoint_every: int = 1000,
+    resume: bool = False,
+    log_every: int = 50,
+    progress: bool = True,
+) -> Fitted:
+    """Train a diffusion model on data.
+
+    Args:
+        rng_key: Random key; it and the arguments determine the result.
+        diffusion: The model to start from.
+        data: Training data, shape (N, *event), scaled as the process expects.
+        num_steps: Optimiser steps.
+        batch_size: Data per step; at most N are used.
+        optimiser: Any optax transformation; by default Adam with a cosine decay from 1e-3 and gradients clipped at norm 1.
+        objective: A NumPyro objective; by default `TrajectoryBound()`, one step of the chain per datum.
+        average_decay: Decay of the exponential moving average of the weights, which is what is returned; 0 returns the last.
+        augment: `(key, batch) -> batch`, applied to every minibatch with a fresh key: dequantisation noise, shifts.
+        validation: A part of the training set kept out, for early stopping; the best average on it is returned.
+        evaluate_every: Optimiser steps between evaluations on it.
+        patience: Stop after this many evaluations without a better one; None never stops early.
+        holdout: Data evaluated once, at the end; nothing is chosen on it.
+        num_times: Steps of the chain per datum in evaluations, stratified; None takes all.
+        checkpoint: Folder for the run's state; written every `checkpoint_every` steps and at the end.
+        checkpoint_every: Optimiser steps between two writes; a multiple of `log_every`.
+        resume: Go on from the folder's last complete state, with the same arguments, to bit-identical weights.
+        log_every: Steps between two entries of the history; they run as one compiled loop.
+        progress: Whether to show a bar.
+
+    Raises:
+        ValueError: data that are empty, not finite, of the wrong shape or outside the process's support; num_steps < 1; a
+            checkpoint folder in use without `resume`, or of another run.
+        NonFiniteLossError: the loss stopped being finite; the last checkpoint is intact.
+    """
+    data = _checked(diffusion, data, "data")
+    validation = None if validation is None else _checked(diffusion, validation, "validation")
+    holdout = None if holdout is None else _checked(diffusion, holdout, "holdout")
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1; got {num_steps}.")
+    if checkpoint is not None and checkpoint_every % log_every:
+        raise ValueError(f"checkpoint_every must be a multiple of log_every = {log_every}; got {checkpoint_every}.")
+    if patience is not None and validation is None:
+        raise ValueError("validation must be given where patience is: early stopping needs data to stop on.")
+    _warn_of_scale(diffusion, data)
+
+    batch_size = min(batch_size, len(data))
+    key_init, key_data, key_eval, key_holdout = jax.random.split(rng_key, 4)
+    svi = SVI(
+        scale(diffusion.model, 1.0 / batch_size),  # nats per datum, whatever the size of the minibatch
+        scale(diffusion.guide, 1.0 / batch_size),
+        default_optimiser(num_steps) if optimiser is None else optimiser,
+        TrajectoryBound() if objective is None else objective,
+    )
+    with unsampled_trajectories():
+        svi_state = svi.init(key_init, jnp.asarray(data[:batch_size]))
+    parameters = svi.get_params(svi_state)
+    if not parameters:
+        raise ValueError("diffusion must have parameters to train; its reverse kernel has no floating-point arrays.")
+    state = _State(svi_state, parameters, parameters)
+    record = TrainingRecord(num_steps=num_steps, batch_size=batch_size, log_every=log_every, data=data, rng_key=rng_key)
+    folder = None if checkpoint is None else Path(checkpoint)
+    if folder is not None:
+        state = record.open(folder, state, resume=resume)
+
+    seed = int(jax.random.randint(key_data, (), 0, np.iinfo(np.int32).max))
+    run = _compiled(svi, augment, average_decay, jax.random.fold_in(key_data, 1))
+    on_device = jnp.asarray(data)
+    null = estimate(diffusion.process.null_log_prob(on_device)).mean
+
+    with tqdm(total=num_steps, initial=record.step, desc="fit", unit="step", disable=not progress) as bar:
+        while record.step < num_steps and not record.stopped(patience):
+            count = min(log_every, num_steps - record.step)
+            start = time.perf_counter()
+            indices = _minibatches(seed, len(data), batch_size, record.step, count)
+            new_state, losses = run(state, on_device, jnp.asarray(indices), record.step)
+            losses = np.asarray(losses)
+            if not np.all(np.isfinite(losses)):
+                step = record.step + int(np.argmin(np.isfinite(losses))) + 1
+                kept = "" if folder is None else f" The last checkpoint in {folder} is intact."
+                raise NonFiniteLossError(
+                    f"the loss was {losses[step - record.step - 1]} at step {step}. Lower the learning rate, or clip the "
+                    f"gradient.{kept}"
+                )
+            state = new_state
+            record.add_steps(count, -losses.mean(), time.perf_counter() - start)
+            bar.update(count)
+            bar.set_postfix_str(f"bound {-losses.mean() * BITS:.3f} bits, null {null * BITS:.3f}")
+            if validation is not None and (record.step % evaluate_every < count or record.step == num_steps):
+                average = with_parameters(diffusion, state.average)
+                value = estimate(evaluate(key_eval, average, validation, num_times=num_times).total)
+                if record.add_validation(value):
+                    state = state._replace(best=state.average)
+            if folder is not None and (record.step % checkpoint_every == 0 or record.step == num_steps):
+                record.write(folder, state)
+
+    chosen = state.average if validation is None else state.best
+    trained = with_parameters(diffusion, chosen)
+    result = None
+    if holdout is not None:
+        result = estimate(evaluate(key_holdout, trained, holdout, num_times=num_times, progress=progress).total)
+    return Fitted(trained, record.history(), result, record.seconds, record.step)
+
+
+def default_optimiser(num_steps: int, learning_rate: float = 1e-3) -> optax.GradientTransformation:
+    """Adam, gradients clipped at norm 1, a short warm-up and a cosine decay to a hundredth of the rate."""
+    warmup = min(200, max(1, num_steps // 20))
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, warmup, max(num_steps, warmup + 1), 0.01 * learning_rate
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+
+def dequantise(width: float) -> Augmentation:
+    """Uniform noise over one grey level of the given width (in the units of the data), fresh for every minibatch."""
+    return lambda key, batch: batch + width * (jax.random.uniform(key, batch.shape) - 0.5)
+
+
+def with_parameters(diffusion: Diffusion, parameters: dict[str, Any]) -> Diffusion:
+    """The model with the parameters that SVI holds for it (`svi.get_params(state)`) in place of its own."""
+    return eqx.combine(parameters["diffusion$params"], diffusion)
+
+
+def _compiled(svi: SVI, augment: Augmentation | None, decay: float, key_augment: Array) -> Callable:
+    """Several optimiser steps as one compiled loop: (state, data, indices (steps, batch), first step) -> (state, losses)."""
+
+    def step(carry: tuple[_State, Array], index: Array, data: Array) -> tuple[tuple[_State, Array], Array]:
+        state, number = carry
+        batch = data[index]
+        if augment is not None:
+            batch = augment(jax.random.fold_in(key_augment, number), batch)
+        svi_state, loss = svi.update(state.svi, batch)
+        rate = 1.0 - jnp.minimum(decay, (1.0 + number) / (10.0 + number)) if decay else 1.0
+        average = jax.tree.map(lambda a, p: a + rate * (p - a), state.average, svi.get_params(svi_state))
+        return (_State(svi_state, average, state.best), number + 1), loss
+
+    @jax.jit
+    def run(state: _State, data: Array, indices: Array, first: ArrayLike) -> tuple[_State, Array]:
+        (state, _), losses = jax.lax.scan(lambda c, i: step(c, i, data), (state, jnp.asarray(first)), indices)
+        return state, losses
+
+    return run
+
+
+def _minibatches(seed: int, num_data: int, batch_size: int, first: int, count: int) -> np.ndarray:
+    """Row numbers of minibatches first..first + count - 1: epochs of one permutation each, the remainder left out."""
+    per_epoch = num_data // batch_size
+    rows = np.empty((count, batch_size), np.int32)
+    for epoch in range(first // per_epoch, (first + count - 1) // per_epoch + 1):
+        permutation = np.random.default_rng([seed, epoch]).permutation(num_data)
+        for batch in range(max(first, epoch * per_epoch), min(first + count, (epoch + 1) * per_epoch)):
+            start = (batch - epoch * per_epoch) * batch_size
+            rows[batch - first] = permutation[start : start + batch_size]
+    return rows
+
+
+def _checked(diffusion: Diffusion, x0: ArrayLike, name: str) -> np.ndarray:
+    try:
+        diffusion.process.check_data(x0)
+        if np.ndim(x0) != diffusion.process.event_dim + 1:
+            raise ValueError(f"x0 must have one batch axis before {diffusion.event_shape}; got shape {np.shape(x0)}.")
+    except ValueError as error:
+        raise ValueError(str(error).replace("x0", name, 1)) from None
+    return np.asarray(x0, jnp.result_type(float))
+
+
+def _warn_of_scale(diffusion: Diffusion, data: np.ndarray) -> None:
+    mean, sd = float(data.mean()), float(data.std())
+    if isinstance(diffusion.process, GaussianDiffusion) and not (0.5 < sd**2 < 2.0 and abs(mean) < 0.5):
+        warnings.warn(
+            f"data should have pooled mean 0 and variance 1 for a GaussianDiffusion; they have mean {mean:.4g} and variance "
+            f"{sd**2:.4g}. Subtract {mean:.6g} and divide by {sd:.6g}.",
+            stacklevel=3,
+        )
