@@ -8,28 +8,27 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from nedm_ppl.models.networks.readout import time_features
+from nedm_ppl.models.networks.readout import TIME_FEATURES, time_features
 
-__all__ = ["ResidualMLP"]
+__all__ = ["ResidualMLP", "zeroed"]
 
 
 class ResidualBlock(eqx.Module):
-    r"""$h + W_2\, \mathrm{silu}(W_1\, \mathrm{norm}(h) + W_t e(t))$, zero at the start."""
+    r"""$h + W_2\, \mathrm{silu}\big((1 + a(t)) \odot W_1 h + b(t)\big)$, with a and b linear in the features of time."""
 
-    norm: eqx.nn.LayerNorm
     up: eqx.nn.Linear
     time: eqx.nn.Linear
     down: eqx.nn.Linear
 
-    def __init__(self, width: int, time_width: int, *, key: Array):
+    def __init__(self, width: int, *, key: Array):
         key_up, key_time, key_down = jax.random.split(key, 3)
-        self.norm = eqx.nn.LayerNorm(width)
         self.up = eqx.nn.Linear(width, width, key=key_up)
-        self.time = eqx.nn.Linear(time_width, width, use_bias=False, key=key_time)
-        self.down = zeroed(eqx.nn.Linear(width, width, key=key_down))
+        self.time = eqx.nn.Linear(TIME_FEATURES, 2 * width, key=key_time)
+        self.down = eqx.nn.Linear(width, width, key=key_down)
 
-    def __call__(self, h: Array, e: Array) -> Array:
-        return h + self.down(jax.nn.silu(self.up(self.norm(h)) + self.time(e)))
+    def __call__(self, h: Array, features: Array) -> Array:
+        scale, shift = jnp.split(self.time(features), 2)
+        return h + self.down(jax.nn.silu(self.up(h) * (1.0 + scale) + shift))
 
 
 class ResidualMLP(eqx.Module):
@@ -45,12 +44,9 @@ class ResidualMLP(eqx.Module):
     """
 
     embed: eqx.nn.Linear
-    embed_time: eqx.nn.Linear
     blocks: tuple[ResidualBlock, ...]
-    norm: eqx.nn.LayerNorm
     readout: eqx.nn.Linear
     num_steps: int = eqx.field(static=True)
-    width: int = eqx.field(static=True)
     output_shape: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
@@ -63,21 +59,19 @@ class ResidualMLP(eqx.Module):
         depth: int = 3,
         key: Array,
     ):
-        key_in, key_time, key_out, *keys = jax.random.split(key, depth + 3)
+        key_in, key_out, *keys = jax.random.split(key, depth + 2)
         self.embed = eqx.nn.Linear(math.prod(event_shape), width, key=key_in)
-        self.embed_time = eqx.nn.Linear(width, width, key=key_time)
-        self.blocks = tuple(ResidualBlock(width, width, key=k) for k in keys)
-        self.norm = eqx.nn.LayerNorm(width)
+        self.blocks = tuple(ResidualBlock(width, key=k) for k in keys)
         self.readout = zeroed(eqx.nn.Linear(width, math.prod(output_shape), key=key_out))
-        self.num_steps, self.width = num_steps, width
+        self.num_steps = num_steps
         self.output_shape = tuple(output_shape)
 
     def __call__(self, t: ArrayLike, x: Array) -> Array:
-        e = jax.nn.silu(self.embed_time(time_features(t, self.num_steps, self.width)))
+        features = time_features(t, self.num_steps)
         h = self.embed(jnp.ravel(x).astype(float))
         for block in self.blocks:
-            h = block(h, e)
-        return jnp.reshape(self.readout(jax.nn.silu(self.norm(h))), self.output_shape)
+            h = block(h, features)
+        return jnp.reshape(self.readout(h), self.output_shape)
 
 
 def zeroed(linear: eqx.nn.Linear) -> eqx.nn.Linear:
