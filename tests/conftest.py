@@ -1,0 +1,57 @@
+"""What the whole suite shares: its failure rate, its statistics, and the float64 context.
+
+Every statistical test runs under a fixed key. Were the keys redrawn, the chance that a right package fails any of at most
+`NUM_COMPARISONS` comparisons is `FAILURE_RATE` (Bonferroni). Four standard errors are that level for a normal mean.
+"""
+
+import jax
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import settings
+from scipy import stats
+
+matplotlib.use("Agg")
+
+settings.register_profile("exact", max_examples=8, deadline=None, derandomize=True)
+settings.load_profile("exact")
+
+FAILURE_RATE = 0.01
+NUM_COMPARISONS = 150
+SIGNIFICANCE = FAILURE_RATE / NUM_COMPARISONS
+STANDARD_ERRORS = 4.0
+assert 2.0 * stats.norm.sf(STANDARD_ERRORS) <= SIGNIFICANCE
+
+
+@pytest.fixture
+def x64():
+    """float64 for one test; everything else runs in float32, the default."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def significance() -> float:
+    """The p-value below which a test of a sampling law fails."""
+    return SIGNIFICANCE
+
+
+def standard_error(draws) -> np.ndarray:
+    """Standard error of the mean over the first axis."""
+    draws = np.asarray(draws, np.float64)
+    return draws.std(axis=0, ddof=1) / np.sqrt(draws.shape[0])
+
+
+def assert_mean(draws, truth) -> None:
+    """The mean over the first axis is `truth`, a known number, within four standard errors; and the error is not void."""
+    draws = np.asarray(draws, np.float64)
+    assert np.all(np.isfinite(draws))
+    error, allowed = np.abs(draws.mean(axis=0) - truth), STANDARD_ERRORS * standard_error(draws)
+    assert np.all(error <= allowed + 1e-6 * (1.0 + np.abs(truth))), f"off by {error}, allowed {allowed}"
+
+
+def assert_same_mean(first, second) -> None:
+    """Two estimates have one expectation, within four standard errors of their difference."""
+    difference = np.mean(np.asarray(first, np.float64), axis=0) - np.mean(np.asarray(second, np.float64), axis=0)
+    allowed = STANDARD_ERRORS * np.hypot(standard_error(first), standard_error(second))
+    assert np.all(np.abs(difference) <= allowed), f"off by {difference}, allowed {allowed}"

@@ -1,0 +1,80 @@
+"""Networks are silent at the start, know the time, and return the shape they were built for."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nedm_ppl.models import networks
+
+NUM_STEPS = 6
+BUILDERS = {
+    "RBF": lambda event, output: networks.RBF(event, output, NUM_STEPS, key=jax.random.key(0)),
+    "SigmoidMLP": lambda event, output: networks.SigmoidMLP(
+        event, output, NUM_STEPS, width=8, depth=2, key=jax.random.key(0)
+    ),
+    "ResidualMLP": lambda event, output: networks.ResidualMLP(
+        event, output, NUM_STEPS, width=8, depth=2, key=jax.random.key(0)
+    ),
+}
+every_network = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+
+
+def awake(network):
+    """The network with every weight moved."""
+    leaves, structure = jax.tree.flatten(network)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [x + jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, moved)
+
+
+@every_network
+@pytest.mark.parametrize("event", [(), (3,), (2, 2)])
+def test_silent_at_the_start_and_not_after(build, event):
+    network = build(event, (2, *event))
+    x = jnp.ones(event)
+    for t in (1, NUM_STEPS):
+        np.testing.assert_array_equal(network(t, x), np.zeros((2, *event)))
+    assert np.all(awake(network)(1, x) != 0.0)
+
+
+@every_network
+def test_the_output_depends_on_time_and_on_every_coordinate(build):
+    network = awake(build((3,), (4,)))
+    x = jnp.array([0.2, -0.1, 0.3])
+    outputs = jnp.stack([network(t, x) for t in range(1, NUM_STEPS + 1)])
+    assert np.unique(np.round(outputs, 5), axis=0).shape[0] == NUM_STEPS
+    assert np.all(jax.jacobian(lambda x: network(2, x))(x) != 0.0)
+
+
+@every_network
+def test_a_traced_time_is_a_time(build):
+    network = awake(build((3,), (3,)))
+    x = jnp.ones(3)
+    traced = eqx.filter_jit(lambda n, t, x: n(t, x))
+    for t in (1, NUM_STEPS):
+        np.testing.assert_allclose(traced(network, jnp.asarray(t), x), network(t, x), rtol=1e-5)
+
+
+def test_the_readout_of_step_t_is_row_t_minus_1():
+    readout = awake(networks.StepReadout(3, 2, NUM_STEPS))
+    h = jnp.array([1.0, -2.0, 0.5])
+    for t in (1, NUM_STEPS):
+        np.testing.assert_allclose(readout(t, h), readout.weight[t - 1] @ h + readout.bias[t - 1], rtol=1e-6)
+
+
+def test_radial_basis_functions_are_normalised():
+    network = awake(BUILDERS["RBF"]((2,), (1,)))
+    weight = jnp.zeros_like(network.readout.weight).at[:].set(1.0)
+    ones = eqx.tree_at(lambda n: (n.readout.weight, n.readout.bias), network, (weight, jnp.zeros((NUM_STEPS, 1))))
+    np.testing.assert_allclose(ones(2, jnp.array([3.0, -1.0])), [1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [2, 40, 4000])
+def test_time_features_tell_neighbouring_steps_apart(num_steps):
+    features = jax.vmap(lambda t: networks.time_features(t, num_steps, 16))(jnp.arange(1, num_steps + 1))
+    assert features.shape == (num_steps, 16)
+    np.testing.assert_allclose(features[:, :8] ** 2 + features[:, 8:] ** 2, 1.0, rtol=1e-4)
+    gaps = jnp.linalg.norm(jnp.diff(features, axis=0), axis=1)
+    assert np.all(gaps > 0.1)

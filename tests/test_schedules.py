@@ -1,0 +1,169 @@
+"""Schedules against their closed forms, and their digits at t = 1 and T = 4000."""
+
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nedm_ppl import models
+from nedm_ppl.models.schedules import (
+    FixedSchedule,
+    LearnedSchedule,
+    cosine,
+    erasing,
+    from_alpha_bar,
+    log_snr_linear,
+)
+
+FIXED = {
+    "erasing": erasing,
+    "erasing, first rate": lambda n: erasing(n, first_rate=1e-3),
+    "erasing, last rate": lambda n: erasing(n, last_rate=0.5),
+    "log_snr_linear": log_snr_linear,
+    "cosine": cosine,
+    "from_alpha_bar": lambda n: from_alpha_bar(1.0 - np.arange(1, n + 1) / (n + 1)),
+}
+LONG = 4000
+
+
+def noise_by_recursion(rates) -> np.ndarray:
+    """1 - abar_t in float64 as a sum of positive terms, n_t = n_{t-1} (1 - beta_t) + beta_t: no digit is lost."""
+    noise = [0.0]
+    for beta in np.asarray(rates, np.float64):
+        noise.append(noise[-1] * (1.0 - beta) + beta)
+    return np.array(noise)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_one_minus_alpha_bar_keeps_its_digits(name):
+    schedule = FIXED[name](LONG)
+    noise = schedule.one_minus_alpha_bar
+    assert noise.dtype == jnp.float32
+    np.testing.assert_allclose(noise, noise_by_recursion(schedule.betas), rtol=1e-6)
+    assert noise[0] == 0.0
+    np.testing.assert_allclose(noise[1], schedule.betas[0], rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_one_minus_learned_alpha_bar_keeps_its_digits(name):
+    schedule = LearnedSchedule(FIXED[name](LONG))
+    assert schedule.logits.dtype == jnp.float32
+    later = 1.0 / (1.0 + np.exp(-np.asarray(schedule.logits, np.float64)))
+    noise = jax.jit(lambda s: s.one_minus_alpha_bar)(schedule)
+    np.testing.assert_allclose(noise, noise_by_recursion([schedule.first_rate, *later]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("num_steps", [2, 3, 40, LONG])
+def test_shapes_ranges_and_complements(name, num_steps):
+    schedule = FIXED[name](num_steps)
+    assert schedule.num_steps == num_steps
+    assert schedule.rates.shape == (num_steps,)
+    assert schedule.alpha_bar.shape == schedule.one_minus_alpha_bar.shape == (num_steps + 1,)
+    assert np.all((schedule.rates > 0.0) & (schedule.rates <= 1.0))
+    assert np.all(np.diff(schedule.alpha_bar) < 0.0)
+    np.testing.assert_allclose(schedule.alpha_bar + schedule.one_minus_alpha_bar, 1.0, atol=2e-7)
+
+
+@given(st.lists(st.floats(1e-6, 0.999), min_size=1, max_size=12))
+def test_alpha_bar_is_the_product_of_what_each_step_leaves(betas):
+    schedule = FixedSchedule(betas)
+    np.testing.assert_allclose(schedule.alpha_bar[1:], np.cumprod(1.0 - np.array(betas)), rtol=1e-5)
+    np.testing.assert_allclose(schedule.one_minus_alpha_bar, noise_by_recursion(betas), rtol=1e-6)
+    np.testing.assert_allclose(schedule.rates, betas, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 40, LONG])
+def test_erasing_erases_the_same_share_at_every_step(num_steps):
+    schedule = erasing(num_steps)
+    np.testing.assert_allclose(schedule.betas, [1.0 / (num_steps - t + 1) for t in range(1, num_steps + 1)], rtol=1e-12)
+    np.testing.assert_allclose(schedule.one_minus_alpha_bar, np.arange(num_steps + 1) / num_steps, rtol=1e-6)
+    assert schedule.rates[-1] == 1.0
+    assert schedule.alpha_bar[-1] == 0.0
+
+
+def test_a_chosen_first_rate_leaves_the_other_rates():
+    assert erasing(7, first_rate=1e-3).betas == (1e-3, *erasing(7).betas[1:])
+
+
+def test_last_rate_half_is_the_released_code():
+    schedule = erasing(100, last_rate=0.5)
+    np.testing.assert_allclose(schedule.betas, 1.0 / np.linspace(100.0, 2.0, 100), rtol=1e-12)
+    assert 0.5 / 100 < schedule.alpha_bar[-1] < 2.0 / 100
+
+
+def test_one_step_erasing_takes_the_last_rate():
+    assert erasing(1, last_rate=0.3).betas == (0.3,)
+
+
+@pytest.mark.parametrize("num_steps", [2, 40, LONG])
+def test_log_snr_falls_linearly(num_steps):
+    schedule = log_snr_linear(num_steps)
+    np.testing.assert_allclose(schedule.log_snr, np.linspace(np.log(999.0), -6.0, num_steps), atol=2e-5)
+    np.testing.assert_allclose(schedule.betas[0], 1e-3, rtol=1e-9)
+
+
+def test_log_snr_linear_of_one_step_ends_where_it_should():
+    np.testing.assert_allclose(log_snr_linear(1, end=-2.0).log_snr, [-2.0], rtol=1e-6)
+
+
+def test_cosine_is_its_formula_until_the_rate_is_capped():
+    num_steps, offset = 50, 0.008
+    schedule = cosine(num_steps)
+    angle = np.pi / 2.0 * (np.arange(num_steps + 1) / num_steps + offset) / (1.0 + offset)
+    expected = np.cos(angle) ** 2 / np.cos(angle[0]) ** 2
+    np.testing.assert_allclose(schedule.alpha_bar[:-1], expected[:-1], rtol=1e-5)
+    assert schedule.betas[-1] == 0.999
+
+
+@given(st.lists(st.floats(0.01, 0.9), min_size=1, max_size=8))
+def test_from_alpha_bar_inverts_alpha_bar(betas):
+    schedule = from_alpha_bar(np.cumprod(1.0 - np.array(betas)))
+    np.testing.assert_allclose(schedule.betas, betas, rtol=1e-6)
+
+
+def test_fixed_schedules_are_no_parameters():
+    process = models.GaussianDiffusion((2,), erasing(5))
+    assert jax.tree.leaves(eqx.filter(process, eqx.is_inexact_array)) == []
+
+
+def test_a_learned_schedule_starts_where_it_is_told_and_holds_its_first_rate():
+    start = erasing(10, first_rate=1e-3)
+    learned = LearnedSchedule(start)
+    np.testing.assert_allclose(learned.rates[:-1], start.rates[:-1], rtol=1e-6)
+    np.testing.assert_allclose(1.0 - learned.rates[-1], 1e-5, rtol=0.02)
+    assert len(jax.tree.leaves(learned)) == 1
+    moved = eqx.tree_at(lambda s: s.logits, learned, learned.logits + 1.0)
+    assert moved.rates[0] == np.float32(1e-3)
+    assert np.all(moved.rates[1:-1] > learned.rates[1:-1])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: erasing(0), "num_steps must be at least 1; got 0."),
+        (lambda: log_snr_linear(-1), "num_steps must be at least 1; got -1."),
+        (lambda: cosine(0), "num_steps must be at least 1; got 0."),
+        (lambda: FixedSchedule([]), "num_steps must be at least 1: a chain without a step diffuses nothing."),
+        (lambda: erasing(3, last_rate=1.5), "last_rate must lie in (0, 1]; got 1.5."),
+        (lambda: erasing(3, last_rate=0.0), "last_rate must lie in (0, 1]; got 0."),
+        (lambda: log_snr_linear(3, start=-1.0, end=2.0), "needs end < start; got start -1 and end 2."),
+        (lambda: FixedSchedule([0.1, 1.2]), "got 1.2 at step 2 of 2. Use fewer steps, or a smaller rate there."),
+        (
+            lambda: FixedSchedule([0.1, 0.0, 0.3]),
+            "beta must lie in (0, 1), or be 1 at the last step alone; got 0 at step 2",
+        ),
+        (lambda: FixedSchedule([1.0, 0.5]), "got 1 at step 1 of 2"),
+        (lambda: FixedSchedule([0.5, float("nan")]), "got nan at step 2 of 2"),
+        (lambda: erasing(3, first_rate=-0.1), "got -0.1 at step 1 of 3"),
+        (lambda: from_alpha_bar(np.array([0.5, 0.7])), "got -0.4 at step 2 of 2"),
+    ],
+)
+def test_bad_rates_are_named(build, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()
