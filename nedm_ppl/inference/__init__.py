@@ -4,6 +4,9 @@ from nedm_ppl.inference.bound import BoundTerms as BoundTerms
 from nedm_ppl.inference.bound import TrajectoryBound as TrajectoryBound
 from nedm_ppl.inference.bound import bound_terms as bound_terms
 from nedm_ppl.inference.bound import unsampled_trajectories as unsampled_trajectories
+from nedm_ppl.inference.diagnostics import bound_to_arviz as bound_to_arviz
+from nedm_ppl.inference.diagnostics import samples_to_arviz as samples_to_arviz
+from nedm_ppl.inference.diagnostics import trace_to_arviz as trace_to_arviz
 from nedm_ppl.inference.divergence import divergence as divergence
 from nedm_ppl.inference.evaluation import Estimate as Estimate
 from nedm_ppl.inference.evaluation import estimate as estimate

@@ -1,0 +1,25 @@
+"""Checks that the generators share."""
+
+import numpy as np
+
+
+def as_generator(rng: np.random.Generator | int) -> np.random.Generator:
+    """The generator itself, or a fresh one of that seed.
+
+    Raises:
+        ValueError: anything else, such as a JAX key.
+    """
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0:
+        return np.random.default_rng(rng)
+    raise ValueError(
+        f"rng must be a NumPy Generator or a seed, an integer of at least 0; got {rng!r}. "
+        "Use numpy.random.default_rng(0)."
+    )
+
+
+def check_num_data(num_data: int) -> None:
+    """Raise a ValueError where there is nothing to draw."""
+    if num_data < 1:
+        raise ValueError(f"num_data must be at least 1; got {num_data}.")

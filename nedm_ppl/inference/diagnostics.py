@@ -1,0 +1,215 @@
+"""Samples, bounds and training traces as ArviZ data: labelled, with units, ready for netCDF.
+
+ArviZ before 1.0 holds groups in its own `InferenceData`, from 1.0 on in xarray's `DataTree`. The groups are built here as
+xarray data sets, the same for both, and only `_container` knows the difference. Every variable carries the attributes
+`long_name`, `units` where it has one, and `estimate`: whether it is exact, unbiased, or a bound.
+
+ArviZ reads some group names as a promise. `posterior` and `log_likelihood` promise draws of latent variables given data,
+and `az.loo` or `az.compare` reweight across them. Nothing here is of that kind, so nothing here goes by those names: log
+weights of trajectories passed as posterior draws give a harmonic mean, far from the likelihood and silently so.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from nedm_ppl.inference.bound import BoundTerms
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["bound_to_arviz", "samples_to_arviz", "trace_to_arviz"]
+
+SAMPLE_GROUPS = ("prior", "posterior_predictive")
+PER_UNIT = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
+
+UNBIASED = "unbiased over the draws of x_t"
+
+
+def samples_to_arviz(
+    samples: ArrayLike,
+    *,
+    group: str = "prior",
+    name: str = "x0",
+    dims: Sequence[str] | None = None,
+    observed: ArrayLike | None = None,
+) -> Any:
+    """Draws of x_0 from a model, as one chain of independent draws.
+
+    They are conditioned on nothing, so they belong in `prior`: the law that a larger program's `posterior` for the same site
+    is compared with. Where the question is instead whether a trained model's data look like the observed data, ArviZ's
+    name is `posterior_predictive`: draws of the observed variable under fitted parameters, here a single fitted value.
+
+    Args:
+        samples: x_0, shape (num_draws, *event), in the units of the data the model was trained on.
+        group: `prior` or `posterior_predictive`.
+        name: Name of the variable.
+        dims: Names of the event axes; by default `x0_dim_0`, `x0_dim_1`, and so on.
+        observed: Data to compare with, shape (num_data, *event), for the group `observed_data`.
+
+    Returns:
+        `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on: the variable has dimensions (chain, draw, *dims).
+
+    Raises:
+        ValueError: another group, no draws, names that do not match the axes, or data of another event shape.
+    """
+    if group not in SAMPLE_GROUPS:
+        raise ValueError(
+            f"group must be one of {', '.join(SAMPLE_GROUPS)}; got {group!r}. Draws from a model are conditioned on no "
+            "data: for posterior draws use arviz.from_numpyro, or a posterior's own conversion."
+        )
+    samples = np.asarray(samples)
+    if samples.ndim == 0 or samples.size == 0:
+        raise ValueError(f"samples must have shape (num_draws, *event), num_draws at least 1; got {samples.shape}.")
+    event_shape = samples.shape[1:]
+    names = tuple(f"{name}_dim_{i}" for i in range(len(event_shape))) if dims is None else tuple(dims)
+    if len(names) != len(event_shape):
+        raise ValueError(f"dims must name the {len(event_shape)} event axes {event_shape}; got {names}.")
+    attrs = {"long_name": "x_0 drawn from the model", "estimate": "exact draws from the model, independent"}
+    groups = {group: _dataset({name: (("chain", "draw", *names), samples[None], attrs)})}
+    if observed is not None:
+        observed = np.asarray(observed)
+        if observed.shape[1:] != event_shape or observed.ndim == 0:
+            raise ValueError(f"observed must have shape (num_data, *{event_shape}); got {observed.shape}.")
+        attrs = {"long_name": "observed x_0", "estimate": "data"}
+        groups["observed_data"] = _dataset({name: (("datum", *names), observed, attrs)})
+    return _container(groups)
+
+
+def bound_to_arviz(terms: BoundTerms, *, units: str = "nats") -> Any:
+    """The bound of every datum, term by term and step by step, in a group of its own named `bound`.
+
+    The group has no `chain` and no `draw`: a datum's bound is one number with Monte Carlo noise, not a draw of a posterior.
+
+    Args:
+        terms: As `bound_terms` returns them; a batch of one axis is called `datum`, of several `datum_0`, `datum_1`, ...
+        units: `nats` or `bits`.
+
+    Returns:
+        `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the variables
+
+        - `bound`, the lower bound K, and its terms `prior`, `diffusion`, `first_step`: dimensions (*datum,);
+        - `divergence`: dimensions (time, *datum) with t as coordinate where every step was taken, else (drawn_step, *datum)
+          beside the variable `time` that says which step each was.
+
+    Raises:
+        ValueError: units other than these.
+    """
+    if units not in PER_UNIT:
+        raise ValueError(f"units must be nats or bits; got {units!r}.")
+    values = [np.asarray(term, np.float64) * PER_UNIT[units] for term in (*terms[:3], terms.divergences)]
+    prior, diffusion, first_step, divergences = values
+    times = np.asarray(terms.times)
+    data = _data_dims(prior.ndim)
+
+    def described(value: np.ndarray, long_name: str, estimate: str, dims: tuple[str, ...] = data) -> tuple:
+        return dims, value, {"long_name": long_name, "units": units, "estimate": estimate}
+
+    first_estimate = f"exact for the fixed first step, else {UNBIASED}"
+    bound_estimate = f"lower bound on log p(x_0), {UNBIASED}"
+    variables = {
+        "bound": described(first_step - diffusion - prior, "bound K = first_step - diffusion - prior", bound_estimate),
+        "prior": described(prior, "KL(q(x_T | x_0) || pi)", "exact"),
+        "diffusion": described(diffusion, "sum over steps t >= 2 of E KL(q || p)", UNBIASED),
+        "first_step": described(first_step, "E log p(x_0 | x_1)", first_estimate),
+    }
+    coords = {name: np.arange(size) for name, size in zip(data, prior.shape, strict=True)}
+    by_step = times.reshape(len(times), math.prod(times.shape[1:]))
+    shared = bool(np.all(by_step == by_step[:, :1])) and len(np.unique(by_step[:, :1])) == len(times)
+    step_dim = "time" if shared else "drawn_step"
+    variables["divergence"] = described(
+        divergences, "KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))", UNBIASED, (step_dim, *data)
+    )
+    if shared:
+        coords["time"] = by_step[:, 0]
+    else:
+        variables["time"] = ((step_dim, *data), times, {"long_name": "step t", "estimate": "exact"})
+    return _container({"bound": _dataset(variables, coords)})
+
+
+def trace_to_arviz(history: Mapping[str, ArrayLike], *, units: Mapping[str, str] | None = None) -> Any:
+    """A training trace, in a group of its own named `training`.
+
+    Args:
+        history: 1-D arrays by name, as `Fitted.history` has them. `step` is the coordinate of all of them, except that
+            `validation_step` is that of every name that begins with `validation_`, and so on for any other prefix. Without
+            `step`, entries are counted from 1.
+        units: Unit by name. A name that ends in `_nats`, `_bits` or `_bits_per_dim` says its own; what `fit` calls
+            `bound` and `se` is in nats.
+
+    Returns:
+        `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on.
+
+    Raises:
+        ValueError: an array that is not 1-D or not as long as its steps, or no arrays besides steps.
+    """
+    arrays = {name: np.asarray(value) for name, value in history.items()}
+    prefixes = [name.removesuffix("step") for name in arrays if name == "step" or name.endswith("_step")]
+    coords: dict[str, np.ndarray] = {f"{prefix}step": arrays.pop(f"{prefix}step") for prefix in prefixes}
+    if not arrays:
+        raise ValueError(f"history must hold an array besides its steps; got {sorted(history) or 'nothing'}.")
+    variables = {}
+    for name, value in arrays.items():
+        prefix = max((p for p in prefixes if name.startswith(p)), key=len, default="")
+        dim = f"{prefix}step"
+        steps = coords.setdefault(dim, np.arange(1, value.size + 1))
+        if value.ndim != 1 or value.shape != steps.shape:
+            raise ValueError(
+                f"history[{name!r}] must be 1-D, one entry per {dim}; got {value.shape} and {steps.shape}."
+            )
+        attrs = {"long_name": name.replace("_", " "), **_units_of(name), **_estimate_of(name)}
+        if units is not None and name in units:
+            attrs["units"] = units[name]
+        variables[name] = ((dim,), value, attrs)
+    return _container({"training": _dataset(variables, coords)})
+
+
+def _units_of(name: str) -> dict[str, str]:
+    for suffix in ("bits_per_dim", "bits", "nats"):
+        if name.endswith(f"_{suffix}"):
+            return {"units": suffix.replace("_", " ")}
+    return {"units": "nats"} if name.endswith(("bound", "se")) else {}
+
+
+def _estimate_of(name: str) -> dict[str, str]:
+    stem = name.removesuffix("_per_dim").removesuffix("_bits").removesuffix("_nats")
+    if stem.endswith("bound"):
+        return {"estimate": "lower bound on the mean of log p(x_0), unbiased over data, steps and noise"}
+    return {"estimate": "standard error of the mean over data"} if stem == "se" or stem.endswith("_se") else {}
+
+
+def _data_dims(num_axes: int) -> tuple[str, ...]:
+    return ("datum",) if num_axes == 1 else tuple(f"datum_{i}" for i in range(num_axes))
+
+
+def _dataset(variables: Mapping[str, tuple], coords: Mapping[str, np.ndarray] | None = None) -> "xr.Dataset":
+    import xarray as xr
+
+    coords = dict(coords or {})
+    for dims, value, _ in variables.values():
+        for dim, size in zip(dims, value.shape, strict=True):
+            coords.setdefault(dim, np.arange(size))
+    return xr.Dataset(variables, coords, _attributes())
+
+
+def _attributes() -> dict[str, str]:
+    return {"inference_library": "nedm_ppl", "inference_library_version": version("nedm-ppl")}
+
+
+def _container(groups: Mapping[str, "xr.Dataset"]) -> Any:
+    """The groups in the type that the installed ArviZ works with."""
+    if int(version("arviz").split(".")[0]) >= 1:
+        import xarray as xr
+
+        root = xr.Dataset(attrs=_attributes())
+        return xr.DataTree.from_dict({"/": root, **{f"/{name}": group for name, group in groups.items()}})
+    with warnings.catch_warnings():
+        # ArviZ 0.23 announces 1.0 with a FutureWarning at import; this file is ready for it.
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz as az
+    return az.InferenceData(attrs=_attributes(), warn_on_custom_groups=False, **groups)

@@ -1,0 +1,431 @@
+r"""The paper's figures and the curves of training, from arrays.
+
+Every function takes arrays and Matplotlib axes, draws, and returns the axes; none draws random numbers, computes with
+a model, shows or saves. Where axes are left out a new figure of a readable size is made. A trajectory has time on the
+axis after its first, ascending from data: shape (N, T + 1, *event), so that `trajectory[:, t]` is $x_t$ whatever
+direction the chain ran in.
+
+One colour is the forward chain's, one the model's, and black the truth; all from the set of Okabe and Ito (2008), which
+readers with any colour vision tell apart. Training objectives come in bits, as their argument names say.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+__all__ = [
+    "FORWARD",
+    "NULL",
+    "REVERSE",
+    "TRUTH",
+    "bound_by_step",
+    "digits_figure",
+    "drift_points",
+    "heartbeat_figure",
+    "image_grid",
+    "loss_curve",
+    "reverse_chain_figure",
+    "swiss_roll_figure",
+]
+
+FORWARD, REVERSE, TRUTH, NULL = "#0072B2", "#D55E00", "#000000", "#6E6E6E"
+VALIDATION, FAINT, HAIRLINE = "#009E73", "#A8A8A8", "#56B4E9"
+
+
+def drift_points(*, limit: float = 2.5, num: int = 17) -> np.ndarray:
+    """A square grid of plane points for `swiss_roll_figure`, shape (num**2, 2), from -limit to limit."""
+    axis = np.linspace(-limit, limit, num)
+    return np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+
+
+def swiss_roll_figure(
+    forward: ArrayLike,
+    reverse: ArrayLike,
+    drift: ArrayLike,
+    points: ArrayLike,
+    axes: np.ndarray | None = None,
+    *,
+    limit: float = 3.0,
+) -> np.ndarray:
+    r"""Figure 1: a plane diffusion at t = 0, T/2 and T; rows forward trajectory, reverse trajectory, drift.
+
+    Behind the reverse chain's points and the drift lie the forward chain's points in grey: the law the reverse chain should
+    have at that time, and where the drift matters.
+
+    Args:
+        forward: Forward trajectories, shape (N, T + 1, 2).
+        reverse: Reverse trajectories, shape (M, T + 1, 2).
+        drift: $f_\mu(x, t) - x$ at `points` for t = 1, T/2 and T, shape (3, num_points, 2). Step t leads from $x_t$ to
+            $x_{t-1}$, so that the first column's is that of t = 1. Each panel has its own arrow scale, with a key.
+        points: Where the drift was evaluated, shape (num_points, 2); `drift_points` makes a grid.
+        axes: Nine axes, shape (3, 3).
+        limit: Half the width of every panel, in the units of the data.
+
+    Returns:
+        The axes, shape (3, 3).
+
+    Raises:
+        ValueError: a shape other than these.
+    """
+    forward, reverse = _trajectory("forward", forward, (2,)), _trajectory("reverse", reverse, (2,))
+    if forward.shape[1] != reverse.shape[1]:
+        raise ValueError(
+            f"forward and reverse must have equally many times; got {forward.shape[1]} and {reverse.shape[1]}."
+        )
+    points, drift = np.asarray(points), np.asarray(drift)
+    if points.ndim != 2 or points.shape[1] != 2 or drift.shape != (3, *points.shape):
+        raise ValueError(
+            "points must have shape (num_points, 2) and drift (3, num_points, 2); "
+            f"got {points.shape} and {drift.shape}."
+        )
+    axes = _axes(axes, (3, 3), figsize=(8.0, 8.2), sharex=True, sharey=True)
+    times, labels = _three_times(forward.shape[1] - 1)
+    for column, (t, label) in enumerate(zip(times, labels, strict=True)):
+        axes[0, column].set_title(label)
+        _scatter(axes[0, column], forward[:, t], FORWARD)
+        _scatter(axes[1, column], forward[:, t], FAINT, size=9)
+        _scatter(axes[1, column], reverse[:, t], REVERSE)
+        _scatter(axes[2, column], forward[:, max(t, 1)], FAINT)
+        _quiver(axes[2, column], points, drift[column])
+    axes[2, 0].set_title("t = 1", fontsize="medium")
+    for ax in axes.flat:
+        ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    for ax in axes[2]:
+        ax.set_xlabel("$x_1$ (sd of the data)")
+    for ax, name in zip(axes[:, 0], ("forward", "reverse", r"drift $f_\mu(x, t) - x$"), strict=True):
+        ax.set_ylabel(f"{name}\n$x_2$ (sd of the data)")
+    return axes
+
+
+def heartbeat_figure(reverse: ArrayLike, data: ArrayLike, axes: np.ndarray | None = None) -> np.ndarray:
+    """Figure 2: binary sequences of the reverse chain at t = 0, T/2 and T, beside data.
+
+    Every sequence is rotated so that a pulse, its first, is in the first column; one without any stays as it is. A
+    sequence is a row, a 1 is dark.
+
+    Args:
+        reverse: Reverse trajectories of bits, shape (N, T + 1, num_bins).
+        data: Sequences of the data, shape (M, num_bins); the first N are drawn.
+        axes: Four axes, shape (4,): t = 0, T/2, T, data.
+
+    Returns:
+        The axes, shape (4,).
+
+    Raises:
+        ValueError: a shape other than these.
+    """
+    reverse, data = np.asarray(reverse), np.asarray(data)
+    reverse = _trajectory("reverse", reverse, reverse.shape[2:3])
+    if data.ndim != 2 or data.shape[1:] != reverse.shape[2:]:
+        raise ValueError(f"data must have shape (M, {reverse.shape[2]}), as reverse has; got {data.shape}.")
+    axes = _axes(axes, (4,), figsize=(9.0, 4.6), sharex=True, sharey=True)
+    times, labels = _three_times(reverse.shape[1] - 1)
+    panels = [(reverse[:, t], f"reverse, {label}", REVERSE) for t, label in zip(times, labels, strict=True)]
+    for ax, (rows, title, colour) in zip(axes, [*panels, (data[: len(reverse)], "data", TRUTH)], strict=True):
+        extent = (0.5, rows.shape[1] + 0.5, len(rows) + 0.5, 0.5)
+        cmap = ListedColormap(["white", colour])
+        ax.imshow(_pulse_first(rows), cmap=cmap, vmin=0, vmax=1, aspect="auto", interpolation="none", extent=extent)
+        ax.set(title=title, xlabel="bin")
+        ax.set_xticks(np.arange(1, rows.shape[1] + 1, 5))
+        ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes[0].set_ylabel("sequence")
+    return axes
+
+
+def image_grid(
+    images: ArrayLike,
+    ax: Axes | None = None,
+    *,
+    num_columns: int | None = None,
+    limits: tuple[float, float] | None = None,
+    title: str = "",
+) -> Axes:
+    """Small grey images side by side, filled row by row; hairlines part them and take up no pixels.
+
+    Args:
+        images: Shape (N, height, width); NaN is drawn blank.
+        ax: Where to draw.
+        num_columns: Images to a row; by default as square a grid as there is.
+        limits: Values drawn black and white; by default the smallest and the largest of `images`. Give the same limits
+            to grids that are to be compared.
+        title: Title of the axes.
+
+    Raises:
+        ValueError: no images, or images that are not (N, height, width), or num_columns < 1.
+    """
+    images = _images("images", images)
+    if num_columns is not None and num_columns < 1:
+        raise ValueError(f"num_columns must be at least 1; got {num_columns}.")
+    columns = num_columns or int(np.ceil(np.sqrt(len(images))))
+    ax = _axis(ax, figsize=(4.0, 4.0 * np.ceil(len(images) / columns) / columns + 0.3))
+    _show(ax, _mosaic(images, columns), _limits(images) if limits is None else limits, images.shape[1:])
+    ax.set(xticks=[], yticks=[], title=title)
+    return ax
+
+
+def digits_figure(
+    samples: ArrayLike,
+    holdout: ArrayLike,
+    axes: np.ndarray | None = None,
+    *,
+    num_columns: int = 10,
+    limits: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Samples of an image model beside images it never saw, in the same grey levels (as figure App.1).
+
+    Args:
+        samples: Shape (N, height, width).
+        holdout: Shape (M, height, width); the first N are drawn.
+        axes: Two axes, shape (2,): samples, holdout.
+        num_columns: Images to a row.
+        limits: Values drawn black and white; by default those of `holdout`.
+
+    Returns:
+        The axes, shape (2,).
+
+    Raises:
+        ValueError: no images, or images of another shape.
+    """
+    samples, holdout = _images("samples", samples), _images("holdout", holdout)
+    rows = np.ceil(len(samples) / num_columns)
+    axes = _axes(axes, (2,), figsize=(8.0, 3.8 * rows / num_columns + 0.5))
+    limits = _limits(holdout) if limits is None else limits
+    image_grid(samples, axes[0], num_columns=num_columns, limits=limits, title="samples")
+    image_grid(holdout[: len(samples)], axes[1], num_columns=num_columns, limits=limits, title="holdout")
+    _outline(axes[0], REVERSE)
+    _outline(axes[1], TRUTH)
+    return axes
+
+
+def reverse_chain_figure(
+    trajectory: ArrayLike,
+    ax: Axes | None = None,
+    *,
+    times: Sequence[int] | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Axes:
+    """Images along the reverse chain: a row per sample, a column per time, from T on the left to 0.
+
+    Args:
+        trajectory: Reverse trajectories, shape (N, T + 1, height, width).
+        ax: Where to draw.
+        times: Times of the columns, in the order drawn; by default nine, spread evenly from T to 0.
+        limits: Values drawn black and white; by default those at time 0, so that noise beyond them is clipped.
+
+    Raises:
+        ValueError: a trajectory of another shape, or a time outside 0..T.
+    """
+    trajectory = np.asarray(trajectory)
+    trajectory = _trajectory("trajectory", trajectory, trajectory.shape[2:4])
+    if trajectory.ndim != 4:
+        raise ValueError(f"trajectory must have shape (N, T + 1, height, width); got {trajectory.shape}.")
+    num_samples, last, width = len(trajectory), trajectory.shape[1] - 1, trajectory.shape[3]
+    if times is None:
+        times = [int(t) for t in dict.fromkeys(np.linspace(last, 0, 9).round())]
+    if not times or min(times) < 0 or max(times) > last:
+        raise ValueError(f"times must lie in 0..{last}, the times of this trajectory; got {list(times)}.")
+    ax = _axis(ax, figsize=(8.0, 7.4 * num_samples / len(times) + 0.8))
+    frames = trajectory[:, list(times)].reshape(-1, *trajectory.shape[2:])
+    _show(ax, _mosaic(frames, len(times)), _limits(trajectory[:, 0]) if limits is None else limits, frames.shape[1:])
+    centres = (np.arange(len(times)) + 0.5) * width - 0.5
+    ax.set_xticks(centres, [str(t) for t in times])
+    ax.set(xlabel="time t (steps); the reverse chain runs left to right", yticks=[], ylabel="sample")
+    ax.tick_params(length=0)
+    _outline(ax, REVERSE)
+    return ax
+
+
+def loss_curve(
+    steps: ArrayLike,
+    bound_bits: ArrayLike,
+    ax: Axes | None = None,
+    *,
+    null_bits: float | None = None,
+    truth_bits: float | None = None,
+    validation: tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,
+    per: str = "datum",
+) -> Axes:
+    r"""The bound K over training, in bits, with what is known of its range.
+
+    The vertical limits hold the lines, the validation bars and all but the lowest twentieth of the curve: the first
+    steps of an untrained network are often far below everything of interest.
+
+    Args:
+        steps: Training step of every value, shape (n,).
+        bound_bits: The minibatch's bound, shape (n,): bits, higher is better.
+        ax: Where to draw.
+        null_bits: $L_\text{null}$, the log likelihood under the noise law.
+        truth_bits: The data's own mean log density or mass (minus their entropy), which K cannot exceed in the mean.
+        validation: Steps, means and standard errors of the bound on held-out data, each of shape (m,), in bits. Bars are
+            two standard errors either way.
+        per: What the bits are per: "datum", "pixel", "sequence".
+
+    Raises:
+        ValueError: `steps` and `bound_bits`, or the three of `validation`, not 1-D and equally long, or empty.
+    """
+    steps, bound_bits = _curves(steps=steps, bound_bits=bound_bits)
+    ax = _axis(ax, figsize=(6.4, 4.0))
+    shown = [np.quantile(bound_bits[np.isfinite(bound_bits)], [0.05, 1.0])] if np.isfinite(bound_bits).any() else []
+    ax.plot(steps, bound_bits, color=REVERSE, alpha=0.55, linewidth=0.9, label="training minibatch")
+    if validation is not None:
+        at, mean, error = _curves(validation_steps=validation[0], mean=validation[1], standard_error=validation[2])
+        ax.errorbar(
+            at,
+            mean,
+            2.0 * error,
+            color=VALIDATION,
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=r"validation, $\pm$2 s.e.",
+        )
+        shown += [mean - 2.0 * error, mean + 2.0 * error]
+    for value, colour, style, name in (
+        (truth_bits, TRUTH, "-", "truth"),
+        (null_bits, NULL, "--", r"null, $L_\mathrm{null}$"),
+    ):
+        if value is not None:
+            ax.axhline(value, color=colour, linestyle=style, linewidth=1.4, label=f"{name} = {value:.4g} bits")
+            shown.append(np.array([value]))
+    if shown:
+        low, high = np.min(np.concatenate(shown)), np.max(np.concatenate(shown))
+        margin = 0.06 * (high - low) or 0.5
+        ax.set_ylim(low - margin, high + margin)
+    ax.set(xlabel="training step", ylabel=f"bound $K$ (bits per {per})")
+    # Between a null line and the curve there is room.
+    ax.legend(loc="lower right" if null_bits is None else "center right", framealpha=0.9)
+    return ax
+
+
+def bound_by_step(times: ArrayLike, divergences_nats: ArrayLike, ax: Axes | None = None) -> Axes:
+    r"""Where along the chain the bound loses its bits: the mean divergence of every step.
+
+    The area under the curve is the bound's diffusion term. It is not all waste: a perfect reverse chain, too, pays here
+    for what the forward chain forgets of a datum.
+
+    Args:
+        times: Steps t, shape (num_times, *batch), as in `inference.BoundTerms`.
+        divergences_nats: $\mathrm{KL}(q(x_{t-1} | x_t, x_0) \| p(x_{t-1} | x_t))$ at those, unbiased, nats, same shape.
+            Drawn as the mean over data at each t, in bits, with a band of two standard errors. A t that occurs once
+            has no standard error and no band.
+        ax: Where to draw.
+
+    Raises:
+        ValueError: the two shapes differ, or are empty.
+    """
+    times, divergences = np.asarray(times), np.asarray(divergences_nats, np.float64)
+    if times.shape != divergences.shape or times.size == 0:
+        raise ValueError(
+            f"times and divergences_nats must have one shape, not empty; got {times.shape} and {divergences.shape}."
+        )
+    at, inverse, count = np.unique(times.ravel(), return_inverse=True, return_counts=True)
+    bits = divergences.ravel() / np.log(2.0)
+    mean = np.bincount(inverse, bits) / count
+    squares = np.bincount(inverse, np.square(bits - mean[inverse]))
+    error = np.sqrt(squares / np.maximum(count - 1, 1) / count)
+    error = np.where(count > 1, error, np.nan)
+    ax = _axis(ax, figsize=(6.4, 4.0))
+    ax.plot(at, mean, color=REVERSE, linewidth=1.4, marker="o" if at.size <= 60 else "", markersize=3, label="mean")
+    ax.fill_between(at, mean - 2.0 * error, mean + 2.0 * error, color=REVERSE, alpha=0.25, label=r"$\pm$2 s.e.")
+    ax.axhline(0.0, color=NULL, linewidth=0.8)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="step t (data at 0, noise at T)", ylabel="divergence (bits per datum and step)")
+    ax.legend(loc="upper right")
+    return ax
+
+
+def _three_times(last: int) -> tuple[tuple[int, int, int], tuple[str, str, str]]:
+    return (0, last // 2, last), ("t = 0", f"t = T/2 = {last // 2}", f"t = T = {last}")
+
+
+def _scatter(ax: Axes, x: np.ndarray, colour: str, size: float = 3) -> None:
+    ax.scatter(x[:, 0], x[:, 1], s=size, color=colour, alpha=0.7, linewidths=0, rasterized=True)
+
+
+def _quiver(ax: Axes, points: np.ndarray, drift: np.ndarray) -> None:
+    """Arrows whose 95th percentile spans about one and a half grid cells, and a key that says how long they are."""
+    length = float(np.quantile(np.linalg.norm(drift, axis=-1), 0.95)) or 1.0
+    cell = np.ptp(points, axis=0).max() / max(np.sqrt(len(points)) - 1.0, 1.0) or 1.0
+    arrows = ax.quiver(
+        *points.T, *drift.T, color=REVERSE, angles="xy", scale_units="xy", scale=length / (1.5 * cell), width=0.006
+    )
+    key = float(f"{length:.1g}")
+    ax.quiverkey(
+        arrows, 0.8, 0.06, key, f"{key:g}", labelpos="E", coordinates="axes", color=TRUTH, fontproperties={"size": 9}
+    ).set_zorder(5)
+
+
+def _pulse_first(rows: np.ndarray) -> np.ndarray:
+    """Every row rotated left by the place of its first 1."""
+    start = np.argmax(rows > 0.5, axis=1)
+    index = (start[:, None] + np.arange(rows.shape[1])) % rows.shape[1]
+    return np.take_along_axis(rows, index, axis=1)
+
+
+def _mosaic(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images (N, height, width) as one, row by row; what is left of the last row is NaN."""
+    count, height, width = images.shape
+    rows = -(-count // columns)
+    cells = np.full((rows * columns, height, width), np.nan)
+    cells[:count] = images
+    return cells.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
+
+
+def _show(ax: Axes, mosaic: np.ndarray, limits: tuple[float, float], tile: tuple[int, ...]) -> None:
+    ax.imshow(np.ma.masked_invalid(mosaic), cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="none")
+    for line, size, end in ((ax.axhline, tile[0], mosaic.shape[0]), (ax.axvline, tile[1], mosaic.shape[1])):
+        for place in range(size, end, size):
+            line(place - 0.5, color=HAIRLINE, linewidth=1.2)
+
+
+def _limits(images: np.ndarray) -> tuple[float, float]:
+    return float(np.nanmin(images)), float(np.nanmax(images))
+
+
+def _outline(ax: Axes, colour: str) -> None:
+    for spine in ax.spines.values():
+        spine.set(color=colour, linewidth=2.0)
+
+
+def _trajectory(name: str, value: ArrayLike, event_shape: tuple[int, ...]) -> np.ndarray:
+    value = np.asarray(value)
+    if value.ndim < 3 or value.shape[2:] != event_shape or 0 in value.shape:
+        event = ", ".join(map(str, event_shape)) if event_shape else "*event"
+        raise ValueError(f"{name} must have shape (N, T + 1, {event}), time ascending; got shape {value.shape}.")
+    return value
+
+
+def _images(name: str, value: ArrayLike) -> np.ndarray:
+    value = np.asarray(value)
+    if value.ndim != 3 or 0 in value.shape:
+        raise ValueError(f"{name} must have shape (N, height, width), N at least 1; got shape {value.shape}.")
+    return value
+
+
+def _curves(**named: ArrayLike) -> list[np.ndarray]:
+    curves = [np.asarray(value) for value in named.values()]
+    if any(curve.ndim != 1 for curve in curves) or len({curve.size for curve in curves}) != 1 or curves[0].size == 0:
+        shapes = ", ".join(str(curve.shape) for curve in curves)
+        raise ValueError(f"{', '.join(named)} must be 1-D, equally long and not empty; got shapes {shapes}.")
+    return curves
+
+
+def _axis(ax: Axes | None, *, figsize: tuple[float, float]) -> Axes:
+    return ax if ax is not None else plt.subplots(figsize=figsize, layout="constrained")[1]
+
+
+def _axes(axes: np.ndarray | None, shape: tuple[int, ...], *, figsize: tuple[float, float], **share: Any) -> np.ndarray:
+    """The axes given, of that shape, or those of a new figure."""
+    if axes is None:
+        rows, columns = shape if len(shape) == 2 else (1, shape[0])
+        return plt.subplots(rows, columns, figsize=figsize, layout="constrained", **share)[1]
+    axes = np.asarray(axes, dtype=object)
+    if axes.shape != shape:
+        raise ValueError(f"axes must have shape {shape}; got {axes.shape}. Use plt.subplots, or leave axes out.")
+    return axes
