@@ -58,7 +58,7 @@ def evaluate(
         progress: Whether to show a bar.
 
     Returns:
-        Terms in nats as NumPy arrays, shape (N,), and (num_times, N) for the divergences. `estimate(terms.total)` is the
+        Terms in nats, shape (N,), and (num_times, N) for the divergences. `estimate(terms.total)` is the
         bound's mean with its standard error.
     """
     diffusion.process.check_data(x0)
@@ -71,7 +71,7 @@ def evaluate(
         filled = np.concatenate([batch, np.repeat(batch[:1], min(batch_size, len(x0)) - len(batch), axis=0)])
         terms = _bound_terms(jax.random.fold_in(rng_key, i), diffusion, jnp.asarray(filled), num_times)
         batches.append([np.asarray(term)[..., : len(batch)] for term in terms])
-    return BoundTerms(*(np.concatenate(term, axis=-1) for term in zip(*batches, strict=True)))
+    return BoundTerms(*(jnp.asarray(np.concatenate(term, axis=-1)) for term in zip(*batches, strict=True)))
 
 
 @eqx.filter_jit

@@ -10,6 +10,7 @@ from nedm_ppl.models.discrete import BitPrediction as BitPrediction
 from nedm_ppl.models.discrete import FlipRate as FlipRate
 from nedm_ppl.models.discrete import LevelPrediction as LevelPrediction
 from nedm_ppl.models.discrete import Levels as Levels
+from nedm_ppl.models.discrete import log_frequencies as log_frequencies
 from nedm_ppl.models.gaussian import GaussianDiffusion as GaussianDiffusion
 from nedm_ppl.models.process import DiffusionProcess as DiffusionProcess
 from nedm_ppl.models.reverse import DataPrediction as DataPrediction

@@ -9,7 +9,7 @@ The first step $p(x_0 | x_1)$ is one of
 - `quantised`: a categorical over known grey levels, so that $p(x_0)$ is a probability and not a density.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any, Self
@@ -58,7 +58,7 @@ class Diffusion(eqx.Module):
         reverse: Parameterisation | Callable[[ArrayLike, Array], Distribution],
         *,
         first_step: str = "fixed",
-        levels: ArrayLike | None = None,
+        levels: Sequence[float] | ArrayLike | None = None,
     ):
         self.process, self.reverse, self.first_step = process, reverse, first_step
         self.levels = check_levels(levels) if levels is not None else getattr(reverse, "levels", None)

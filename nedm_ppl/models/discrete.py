@@ -6,6 +6,7 @@ network then only has to say what the *other* coordinates and the context imply,
 $$p(x_0 = \ell | x_t) \propto \exp\big(z_\ell(x_t, t)\big)\; q(x_t | x_0 = \ell) \quad\text{per coordinate}.$$
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import equinox as eqx
@@ -22,9 +23,9 @@ from numpyro.distributions.util import is_prng_key, validate_sample
 from nedm_ppl.models.bernoulli import BernoulliDiffusion
 from nedm_ppl.models.gaussian import GaussianDiffusion
 from nedm_ppl.models.process import DiffusionProcess
-from nedm_ppl.models.reverse import Network, Parameterisation, moment_matched, require_gaussian
+from nedm_ppl.models.reverse import Network, Parameterisation, map_network, moment_matched, require_gaussian
 
-__all__ = ["BitPrediction", "FlipRate", "LevelPrediction", "Levels", "quantise"]
+__all__ = ["BitPrediction", "FlipRate", "LevelPrediction", "Levels", "log_frequencies", "quantise"]
 
 
 class FlipRate(Parameterisation):
@@ -92,19 +93,30 @@ class LevelPrediction(Parameterisation):
     For t >= 2 the Gaussian step has the moments of the predicted categorical; the `quantised` first step is the
     categorical itself, so that bits per pixel are honest without dequantisation.
 
+    With `base` the logits are $z + b + \log q(x_t | \ell)$, and a silent network is the exact posterior of independent
+    coordinates whose levels have log weights b. The network is then shown what that independent model believes, the
+    probability of every level, beside $x_t$: it has only context left to add.
+
     Args:
-        network: `(t, x) -> (*event, num_levels)`: z, the context's log weights.
+        network: `(t, x) -> (*event, num_levels)`: z, the context's log weights. With `base` its x is of shape
+            (*event, num_levels + 1): beliefs, then $x_t$.
         levels: The values a coordinate of $x_0$ can take, in the units of the data, increasing.
+        base: b, log weights of the levels of every coordinate, shape (*event, num_levels), trained with the network
+            (log frequencies are a good start: `log_frequencies`); None leaves it out.
         evidence: Whether the coordinate's own exact evidence is added to z.
     """
 
     network: Network
+    base: Array | None
     levels: tuple[float, ...] = eqx.field(static=True)
     evidence: bool = eqx.field(static=True)
 
-    def __init__(self, network: Network, levels: ArrayLike, *, evidence: bool = True):
+    def __init__(
+        self, network: Network, levels: Sequence[float] | ArrayLike, *, base: Array | None = None, evidence: bool = True
+    ):
         self.network = network
         self.levels = check_levels(levels)
+        self.base = base
         self.evidence = evidence
 
     def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
@@ -117,8 +129,14 @@ class LevelPrediction(Parameterisation):
 
     def data_logits(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Array:
         r"""Unnormalised $\log p(x_0 = \ell | x_t)$ per coordinate, shape (*batch, *event, num_levels)."""
-        logits = self._output(process, t, x)
-        return logits + process.evidence(t, x, jnp.asarray(self.levels)) if self.evidence else logits
+        known = process.evidence(t, x, jnp.asarray(self.levels)) if self.evidence else 0.0
+        if self.base is None:
+            return self._output(process, t, x) + known
+        known = known + self.base
+        beliefs = jnp.broadcast_to(jax.nn.softmax(known, axis=-1), (*x.shape, len(self.levels)))
+        seen = jnp.concatenate([beliefs, x[..., None]], axis=-1)
+        shape = process.event_shape
+        return map_network(self.network, t, seen, (*shape, len(self.levels) + 1), self.output_shape(shape)) + known
 
     def data_law(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
         r"""$p(x_0 | x_t)$, a product of categoricals over the grey levels."""
@@ -189,6 +207,20 @@ class Levels(Distribution):
         return jnp.sum(jax.nn.softmax(self.logits, axis=-1) * squares, axis=-1)
 
 
+def log_frequencies(data: ArrayLike, levels: Sequence[float] | ArrayLike, *, pseudo_count: float = 0.3) -> Array:
+    """Log frequencies of the levels at every coordinate, shape (*event, num_levels), centred over levels.
+
+    Args:
+        data: Training data, shape (N, *event); every value is taken as the nearest level.
+        levels: The grey levels.
+        pseudo_count: Added to every count.
+    """
+    index = jnp.argmin(jnp.abs(jnp.asarray(data)[..., None] - jnp.asarray(levels)), axis=-1)
+    counts = pseudo_count + jnp.sum(jax.nn.one_hot(index, len(tuple(levels))), axis=0)  # type: ignore[arg-type]
+    logits = jnp.log(counts)
+    return logits - jnp.mean(logits, axis=-1, keepdims=True)
+
+
 def quantise(normal: dist.Normal, levels: tuple[float, ...]) -> Levels:
     """A Gaussian integrated over the bins around known levels; bins meet half way, the outer two are unbounded.
 
@@ -210,7 +242,7 @@ def quantise(normal: dist.Normal, levels: tuple[float, ...]) -> Levels:
     return Levels(log_upper + jnp.log(-jnp.expm1(ratio)), levels)
 
 
-def check_levels(levels: ArrayLike) -> tuple[float, ...]:
+def check_levels(levels: Sequence[float] | ArrayLike) -> tuple[float, ...]:
     values = tuple(float(level) for level in levels)  # type: ignore[union-attr]
     if len(values) < 2 or any(b <= a for a, b in pairwise(values)):
         raise ValueError(f"levels must be at least two increasing values; got {values}.")

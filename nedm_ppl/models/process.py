@@ -74,7 +74,7 @@ class DiffusionProcess(eqx.Module):
         r"""$\mathrm{KL}(q(x_T | x_0) \| \pi)$ in nats, exact, shape (*batch,): what the chain fails to erase."""
         return self.cross_entropy(self.num_steps, x0) - self.marginal_entropy(self.num_steps, x0)
 
-    def null_log_prob(self, x0: Array) -> Array:
+    def null_log_prob(self, x0: ArrayLike) -> Array:
         r"""Log likelihood under the noise law, $\log \pi(x_0)$, whose mean is $L_\text{null}$; nats, shape (*batch,)."""
         return self.stationary().log_prob(x0)
 

@@ -20,7 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-__all__ = ["FixedSchedule", "LearnedSchedule", "Schedule", "cosine", "erasing", "from_alpha_bar", "log_snr_linear"]
+__all__ = [
+    "FixedSchedule",
+    "LearnedSchedule",
+    "Schedule",
+    "cosine",
+    "erasing",
+    "from_alpha_bar",
+    "log_snr_linear",
+    "log_snr_logistic",
+]
 
 
 class Schedule(eqx.Module):
@@ -181,6 +190,24 @@ def log_snr_linear(num_steps: int, *, start: float = math.log(999.0), end: float
     if not end < start:
         raise ValueError(f"log_snr_linear needs end < start; got start {start:g} and end {end:g}.")
     log_snr = np.linspace(start, end, num_steps) if num_steps > 1 else np.array([end])
+    return from_alpha_bar(1.0 / (1.0 + np.exp(-log_snr)), one_minus=1.0 / (1.0 + np.exp(log_snr)))
+
+
+def log_snr_logistic(
+    num_steps: int, *, start: float = 5.5, end: float = -4.0, centre: float = 2.5, scale: float = 1.5
+) -> FixedSchedule:
+    r"""Log signal-to-noise ratio falling from `start` at t = 1 to `end` at t = T along a logistic quantile function.
+
+    The steps are densest around `centre` with spread `scale` (nats): put them where the bound is lost.
+    """
+    _check_num_steps(num_steps)
+    if not (end < start and scale > 0.0):
+        raise ValueError(
+            f"log_snr_logistic needs end < start and scale > 0; got start {start:g}, end {end:g}, scale {scale:g}."
+        )
+    first, last = (1.0 / (1.0 + np.exp(-(np.array([start, end]) - centre) / scale))).tolist()
+    quantile = np.linspace(first, last, num_steps) if num_steps > 1 else np.array([last])
+    log_snr = centre + scale * (np.log(quantile) - np.log1p(-quantile))
     return from_alpha_bar(1.0 / (1.0 + np.exp(-log_snr)), one_minus=1.0 / (1.0 + np.exp(log_snr)))
 
 

@@ -1,0 +1,178 @@
+"""The command line: `nedm list`, `nedm run`, `nedm sample`, `nedm show`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Diffusion probabilistic models: the experiments of Sohl-Dickstein et al. (2015).",
+)
+console = Console()
+
+OUT = typer.Option("--out", help="Output folder; by default results/<experiment>.")
+MODEL = typer.Argument(help="A model folder, or the output folder of an experiment.")
+
+
+@app.command("list")
+def list_experiments() -> None:
+    """List the experiments."""
+    from nedm_ppl.experiments import EXPERIMENTS
+
+    table = Table("experiment", "what it is", "T", "first step", "training steps", title="nedm run EXPERIMENT")
+    for experiment in EXPERIMENTS.values():
+        table.add_row(
+            experiment.name,
+            experiment.summary,
+            str(experiment.num_steps),
+            f"{experiment.first_step} ({', '.join(experiment.first_steps)})",
+            f"{experiment.train_steps:,}",
+        )
+    console.print(table)
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help="Its name; see `nedm list`.")],
+    seed: Annotated[int, typer.Option(help="Seeds data, weights and training.")] = 0,
+    out: Annotated[Path | None, OUT] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Steps of the chain, T.")] = None,
+    first_step: Annotated[str | None, typer.Option(help="fixed, learned or quantised.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start again in an --out that holds an earlier run.")] = False,
+) -> None:
+    """Run an experiment: train, evaluate, save the model, draw the figures."""
+    from nedm_ppl.experiments import EXPERIMENTS
+    from nedm_ppl.experiments import run as run_experiment
+
+    if experiment not in EXPERIMENTS:
+        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}; got {experiment!r}.")
+    chosen = EXPERIMENTS[experiment]
+    out = Path("results") / experiment if out is None else out
+    result = run_experiment(
+        chosen,
+        out,
+        seed=seed,
+        train_steps=steps,
+        num_steps=num_steps,
+        first_step=first_step,
+        resume=resume,
+        force=force,
+        progress=sys.stderr.isatty() or sys.stdout.isatty(),
+    )
+    console.print(_metrics_table(result.metrics, chosen.published))
+    console.print(f"Model, metrics, figures and ArviZ files are in [bold]{out}[/bold].")
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, MODEL],
+    num_samples: Annotated[int, typer.Option("--num", help="Number of samples.")] = 64,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Where to write them, .npy; must not exist.")] = Path(
+        "samples.npy"
+    ),
+) -> None:
+    """Draw samples from a trained model (in the units it was trained in)."""
+    import equinox as eqx
+    import jax
+    import numpy as np
+
+    from nedm_ppl.models import Diffusion
+
+    if num_samples < 1:
+        raise ValueError(f"--num must be at least 1; got {num_samples}.")
+    if out.exists():
+        raise ValueError(f"--out {out} exists; name another file.")
+    diffusion = Diffusion.load(_model_folder(model))
+    with console.status(f"Sampling {diffusion.num_steps} steps"):
+        samples = eqx.filter_jit(lambda d, key: d.sample(key, (num_samples,)))(diffusion, jax.random.key(seed))
+        np.save(out, np.asarray(samples))
+    console.print(f"{num_samples} samples of shape {diffusion.event_shape} are in [bold]{out}[/bold].")
+
+
+@app.command()
+def show(model: Annotated[Path, MODEL]) -> None:
+    """Say what a saved model is, with its numbers where they are beside it."""
+    import equinox as eqx
+    import jax
+
+    from nedm_ppl.models import Diffusion
+
+    folder = _model_folder(model)
+    diffusion = Diffusion.load(folder)
+    arrays = jax.tree.leaves(eqx.filter(diffusion, eqx.is_inexact_array))
+    network = getattr(diffusion.reverse, "network", None)
+    rates = diffusion.process.schedule.rates
+    table = Table("part", "value", title=str(folder))
+    for part, value in (
+        ("process", type(diffusion.process).__name__),
+        ("datum", f"shape {diffusion.event_shape}"),
+        ("steps T", f"{diffusion.num_steps}"),
+        (
+            "diffusion rates",
+            f"{float(rates[0]):.3g} .. {float(rates[-1]):.3g} ({type(diffusion.process.schedule).__name__})",
+        ),
+        ("reverse kernel", type(diffusion.reverse).__name__),
+        ("network", "none" if network is None else type(network).__name__),
+        ("parameters", f"{sum(array.size for array in arrays):,}"),
+        ("first step", diffusion.first_step),
+    ):
+        table.add_row(part, value)
+    console.print(table)
+    metrics = folder.parent / "metrics.json"
+    if metrics.exists():
+        try:
+            console.print(_metrics_table(json.loads(metrics.read_text())))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{metrics} is damaged; remove it, or run the experiment again.") from None
+
+
+def _model_folder(path: Path) -> Path:
+    return path / "model" if (path / "model").is_dir() else path
+
+
+def _metrics_table(metrics: dict, published: str = "") -> Table:
+    def text(entry: dict) -> str:
+        if entry["mean"] is None:
+            return "unknown"
+        return f"{entry['mean']:.4f}" + ("" if not entry.get("se") else f" ± {entry['se']:.4f}")
+
+    title = f"{metrics['experiment']}, T = {metrics['num_steps']}, seed {metrics['seed']}"
+    table = Table("quantity", metrics["unit"], title=title)
+    table.add_row("bound K on the holdout (higher is better)", f"[bold]{text(metrics['bound'])}[/bold]")
+    table.add_row("null: log likelihood under the noise law", text(metrics["null"]))
+    table.add_row("K above the null", text(metrics["bound_above_null"]))
+    table.add_row("truth: exact log likelihood", text(metrics["truth"]))
+    if published:
+        table.add_row("the paper's K", published)
+    if "bits_per_dim_discrete" in metrics:
+        table.add_row("discrete bits per pixel (lower is better)", text(metrics["bits_per_dim_discrete"]))
+    table.add_section()
+    for name, entry in metrics["terms"].items():
+        table.add_row(f"term of K: {name.replace('_', ' ')}", text(entry))
+    table.add_section()
+    table.add_row("holdout data", f"{metrics['holdout_size']:,}")
+    table.add_row("training", f"{metrics['train_steps']:,} steps, {metrics['train_seconds']:.0f} s")
+    return table
+
+
+def main() -> None:
+    """Run the command line; anything a person can repair is one sentence and exit code 2."""
+    try:
+        app()
+    except (ValueError, FloatingPointError, OSError) as error:
+        Console(stderr=True).print(Text("nedm: ", "bold red") + Text(str(error)), soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped. A run goes on from its last checkpoint with --resume.")
+        sys.exit(130)

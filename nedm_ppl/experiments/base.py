@@ -1,0 +1,240 @@
+"""What an experiment is, and how one is run: train, evaluate, save, draw.
+
+An experiment says what its data, model and training are; `run` does the same with each of them and leaves a folder:
+
+    model/          the trained model, which `Diffusion.load` reads
+    metrics.json    the numbers
+    *.nc            training trace and pointwise bounds, for ArviZ
+    *.png           the pictures
+    checkpoint/     the state of the training run, for --resume
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from nedm_ppl import inference
+from nedm_ppl.inference.evaluation import Estimate
+from nedm_ppl.models.diffusion import Diffusion
+
+__all__ = ["Experiment", "OutputFolderError", "Result", "Split", "run"]
+
+BITS = 1.0 / math.log(2.0)
+
+
+class OutputFolderError(ValueError):
+    """The output folder is in use."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Data of an experiment: to train on, to stop on (or None), and to report on."""
+
+    train: np.ndarray
+    validation: np.ndarray | None
+    holdout: np.ndarray
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run knows: the model, its history, and its numbers in the experiment's unit."""
+
+    diffusion: Diffusion
+    split: Split
+    fitted: inference.Fitted
+    terms: inference.BoundTerms
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment of the paper.
+
+    Attributes:
+        name: As typed on the command line.
+        summary: One line, for people.
+        unit: Unit of every number in metrics.json.
+        per_datum: How many of these units one datum's bound in bits is divided by (64 pixels for an 8 x 8 image).
+        data: `(seed) -> Split`.
+        build: `(key, split, num_steps, first_step) -> Diffusion`.
+        truth: `(holdout) -> ` exact log likelihood of every holdout datum, nats, or None where nobody knows it.
+        null: `(diffusion, holdout) -> ` log likelihood of every datum under the noise law, nats.
+        figures: `(result, key, folder)`: draw and write the pictures.
+        num_steps: T.
+        first_step: The first step unless another is asked for.
+        first_steps: Those that mean something here.
+        train_steps: Optimiser steps.
+        training: Further arguments of `inference.fit`.
+        num_times: Steps of the chain per holdout datum in the reported bound; None is all of them.
+        extra_metrics: `(result) -> dict`, beyond the common ones.
+        published: The paper's number with its unit, for the table.
+    """
+
+    name: str
+    summary: str
+    unit: str
+    data: Callable[[int], Split]
+    build: Callable[[Array, Split, int, str], Diffusion]
+    truth: Callable[[np.ndarray], np.ndarray | None]
+    figures: Callable[[Result, Array, Path], None]
+    num_steps: int
+    first_step: str
+    first_steps: tuple[str, ...]
+    train_steps: int
+    training: Callable[[int], dict[str, Any]]
+    per_datum: int = 1
+    null: Callable[[Diffusion, np.ndarray], Array] = lambda diffusion, x0: diffusion.process.null_log_prob(x0)
+    num_times: int | None = None
+    extra_metrics: Callable[[dict[str, Any]], dict[str, Any]] = field(default=lambda metrics: {})
+    published: str = ""
+
+
+def run(
+    experiment: Experiment,
+    out: Path,
+    *,
+    seed: int = 0,
+    train_steps: int | None = None,
+    num_steps: int | None = None,
+    first_step: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Run an experiment into a folder.
+
+    Args:
+        experiment: What to run.
+        out: The folder; must be empty or new, unless `resume` or `force`.
+        seed: Seeds data, initial weights and training.
+        train_steps: Optimiser steps, in place of the experiment's.
+        num_steps: T, in place of the experiment's.
+        first_step: In place of the experiment's.
+        resume: Go on with the run the folder holds, with the same arguments.
+        force: Start again in a folder that holds an earlier run; files of other origin stay.
+        progress: Whether to show bars.
+
+    Raises:
+        OutputFolderError: the folder is in use.
+        ValueError: an argument this experiment cannot take.
+    """
+    num_steps = experiment.num_steps if num_steps is None else num_steps
+    train_steps = experiment.train_steps if train_steps is None else train_steps
+    first_step = experiment.first_step if first_step is None else first_step
+    if first_step not in experiment.first_steps:
+        raise ValueError(
+            f"first_step of {experiment.name} must be one of {', '.join(experiment.first_steps)}; got {first_step!r}."
+        )
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0; got {seed}.")
+    _prepare(out, resume=resume, force=force)
+
+    key_build, key_fit, key_evaluate, key_figures = jax.random.split(jax.random.key(seed), 4)
+    split = experiment.data(seed)
+    diffusion = experiment.build(key_build, split, num_steps, first_step)
+    fitted = inference.fit(
+        key_fit,
+        diffusion,
+        split.train,
+        num_steps=train_steps,
+        validation=split.validation,
+        checkpoint=out / "checkpoint",
+        resume=resume,
+        progress=progress,
+        **experiment.training(train_steps),
+    )
+    start = time.perf_counter()
+    terms = inference.evaluate(
+        key_evaluate, fitted.diffusion, split.holdout, num_times=experiment.num_times, progress=progress
+    )
+    metrics = _metrics(experiment, fitted, split, terms, seed)
+    metrics["evaluation_seconds"] = round(time.perf_counter() - start, 2)
+    result = Result(fitted.diffusion, split, fitted, terms, metrics)
+
+    fitted.diffusion.save(out / "model", overwrite=True)
+    write_json(out / "metrics.json", metrics)
+    _to_arviz(result, out)
+    experiment.figures(result, key_figures, out)
+    return result
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write JSON in one piece: whole or not at all."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    temporary.replace(file)
+
+
+def _prepare(out: Path, *, resume: bool, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise OutputFolderError(f"--out {out} is a file; name a folder.")
+    if out.exists() and any(out.iterdir()) and not resume:
+        ours = (out / "metrics.json").exists() or (out / "checkpoint" / "run.json").exists()
+        if not (force and ours):
+            hint = (
+                "--resume to go on with it, --force to start again"
+                if ours
+                else "another folder: it holds no earlier run"
+            )
+            raise OutputFolderError(f"--out {out} is not empty; use {hint}.")
+        _remove_checkpoint(out / "checkpoint")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _remove_checkpoint(folder: Path) -> None:
+    import shutil
+
+    if (folder / "run.json").exists():
+        shutil.rmtree(folder)
+
+
+def _metrics(
+    experiment: Experiment, fitted: inference.Fitted, split: Split, terms: inference.BoundTerms, seed: int
+) -> dict[str, Any]:
+    unit = BITS / experiment.per_datum
+    truth = experiment.truth(split.holdout)
+    null = inference.estimate(experiment.null(fitted.diffusion, split.holdout)) * unit
+    bound = inference.estimate(terms.total) * unit
+    metrics = {
+        "experiment": experiment.name,
+        "seed": seed,
+        "num_steps": fitted.diffusion.num_steps,
+        "first_step": fitted.diffusion.first_step,
+        "train_steps": fitted.num_steps,
+        "train_seconds": round(fitted.seconds, 2),
+        "holdout_size": len(split.holdout),
+        "unit": experiment.unit,
+        "bound": _entry(bound),
+        "null": _entry(null),
+        "truth": _entry(None if truth is None else inference.estimate(truth) * unit),
+        "bound_above_null": _entry(
+            inference.estimate(terms.total - experiment.null(fitted.diffusion, split.holdout)) * unit
+        ),
+        "terms": {
+            "prior": _entry(inference.estimate(-terms.prior) * unit),
+            "diffusion": _entry(inference.estimate(-terms.diffusion) * unit),
+            "first_step": _entry(inference.estimate(terms.first_step) * unit),
+        },
+    }
+    return metrics | experiment.extra_metrics(metrics)
+
+
+def _entry(value: Estimate | None) -> dict[str, float | None]:
+    if value is None:
+        return {"mean": None, "se": None}
+    return {"mean": value.mean, "se": None if math.isnan(value.se) else value.se}
+
+
+def _to_arviz(result: Result, out: Path) -> None:
+    from nedm_ppl.inference import diagnostics
+
+    diagnostics.trace_to_arviz(result.fitted.history).to_netcdf(str(out / "training.nc"))
+    diagnostics.bound_to_arviz(result.terms).to_netcdf(str(out / "bound.nc"))

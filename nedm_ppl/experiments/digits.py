@@ -1,0 +1,115 @@
+"""Handwritten digits, 8 x 8 in 17 grey levels: a Gaussian chain whose probabilities are those of the grey levels themselves.
+
+The model starts as a product of pixel histograms (`LevelPrediction.base`); a transformer on 2 x 2 patches, shown what every
+pixel knows about itself, adds what the others say.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from numpyro.distributions import Normal
+
+from nedm_ppl import data, inference, models
+from nedm_ppl.experiments.base import Experiment, Result, Split
+from nedm_ppl.experiments.figures import training_figures, write
+from nedm_ppl.models.discrete import quantise
+
+__all__ = ["DIGITS"]
+
+PIXELS = 64
+SHIFTED_SHARE = 0.5
+
+
+def split(seed: int) -> Split:
+    digits = data.digits()  # one fixed split for every seed
+    return Split(digits.train, digits.validation, digits.holdout)
+
+
+def build(key: Array, split: Split, num_steps: int, first_step: str) -> models.Diffusion:
+    levels = data.digits().levels
+    process = models.GaussianDiffusion((8, 8), models.schedules.log_snr_logistic(num_steps))
+    network = models.networks.PatchTransformer((8, 8, len(levels) + 1), (8, 8, len(levels)), num_steps, key=key)
+    reverse = models.LevelPrediction(network, levels, base=models.log_frequencies(split.train, levels))
+    return models.Diffusion(process, reverse, first_step=first_step)
+
+
+def shift(key: Array, images: Array) -> Array:
+    """Half of the images moved by up to one pixel each way, blank where nothing was."""
+    key_which, key_move = jax.random.split(key)
+    blank = data.digits().levels[0]
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=blank)
+    moved = jax.random.bernoulli(key_which, SHIFTED_SHARE, (len(images), 1))
+    corner = 1 + jnp.where(moved, jax.random.randint(key_move, (len(images), 2), -1, 2), 0)
+    return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1]), (8, 8)))(padded, corner)
+
+
+def training(num_steps: int) -> dict[str, Any]:
+    warmup = min(150, num_steps // 2)
+    rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, warmup, max(num_steps, 2), 2e-5)
+
+    def decayed(parameters: Any) -> Any:
+        # Weights of linear layers alone: the histograms and the positions are no habits to be forgotten.
+        return jax.tree_util.tree_map_with_path(lambda path, _: ".weight" in jax.tree_util.keystr(path), parameters)
+
+    optimiser = optax.chain(optax.clip_by_global_norm(64.0), optax.adamw(rate, b2=0.99, weight_decay=1.0, mask=decayed))
+    return {
+        "batch_size": 64,
+        "optimiser": optimiser,
+        "objective": inference.TrajectoryBound(first_step_share=0.125),
+        "average_decay": 0.998,
+        "augment": shift,
+        "evaluate_every": 1000,
+        "num_times": 16,
+        "checkpoint_every": 500,
+        "log_every": 20,
+    }
+
+
+def null(diffusion: models.Diffusion, x0: np.ndarray) -> Array:
+    """Log probability of the grey levels under the noise law, integrated over their bins."""
+    assert diffusion.levels is not None
+    noise = quantise(Normal(jnp.zeros((8, 8)), jnp.ones((8, 8))), diffusion.levels)
+    return noise.to_event(2).log_prob(jnp.asarray(x0))
+
+
+def discrete(metrics: dict[str, Any]) -> dict[str, Any]:
+    if metrics["first_step"] != "quantised":
+        return {}
+    return {"bits_per_dim_discrete": {"mean": -metrics["bound"]["mean"], "se": metrics["bound"]["se"]}}
+
+
+def figures(result: Result, key: Array, out: Path) -> None:
+    from nedm_ppl import plotting
+
+    holdout = result.split.holdout
+    limits = (float(holdout.min()), float(holdout.max()))
+    trajectory = eqx.filter_jit(lambda d, k: d.sample_trajectory(k, (100,)))(result.diffusion, key)
+    write(plotting.digits_figure(trajectory[:, 0], holdout[:100], limits=limits), out / "samples.png")
+    write(plotting.reverse_chain_figure(trajectory[:8], limits=limits), out / "reverse_chain.png")
+    training_figures(result, out, per_datum=PIXELS, per="pixel")
+
+
+DIGITS = Experiment(
+    name="digits",
+    summary="8 x 8 handwritten digits, 17 grey levels; patch transformer on context, exact evidence per pixel",
+    unit="bits per pixel",
+    data=split,
+    build=build,
+    truth=lambda x0: None,
+    null=null,
+    figures=figures,
+    num_steps=500,
+    first_step="quantised",
+    first_steps=("quantised",),
+    train_steps=6_000,
+    training=training,
+    per_datum=PIXELS,
+    num_times=125,
+    extra_metrics=discrete,
+)

@@ -1,0 +1,41 @@
+"""Pictures that every experiment draws, and how they are written."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from nedm_ppl.experiments.base import Result
+
+__all__ = ["training_figures", "write"]
+
+
+def training_figures(result: "Result", out: Path, *, per_datum: int = 1, per: str = "datum") -> None:
+    """The loss curve with the null and truth lines, and where along the chain the bound loses its bits."""
+    from nedm_ppl import plotting
+
+    bits = 1.0 / (np.log(2.0) * per_datum)
+    history, metrics = result.fitted.history, result.metrics
+    validation = None
+    if history["validation_step"].size:
+        validation = (history["validation_step"], history["validation_bound"] * bits, history["validation_se"] * bits)
+    ax = plotting.loss_curve(
+        history["step"],
+        history["bound"] * bits,
+        null_bits=metrics["null"]["mean"],
+        truth_bits=metrics["truth"]["mean"],
+        validation=validation,
+        per=per,
+    )
+    write(ax, out / "loss.png")
+    write(plotting.bound_by_step(result.terms.times, result.terms.divergences), out / "bound_by_step.png")
+
+
+def write(axes: Any, file: Path) -> None:
+    """Write the figure that holds these axes, and close it."""
+    import matplotlib.pyplot as plt
+
+    figure = np.asarray(axes).ravel()[0].figure
+    figure.savefig(file, dpi=150, bbox_inches="tight")
+    plt.close(figure)
