@@ -268,7 +268,7 @@ class _Reader:
         if like is not ABSENT and _describe(like) != _describe(array):
             raise self.unlike(path, _describe(array), _describe(like))
         if isinstance(like, np.ndarray | np.generic):
-            return array[()]
+            return array if isinstance(like, np.ndarray) else array[()]
         if (kept := jax.dtypes.canonicalize_dtype(array.dtype)) != array.dtype:
             how = 'Call jax.config.update("jax_enable_x64", True) before loading.'
             raise self.error(f"{path} is {array.dtype}, which this session would round to {kept}", how)
