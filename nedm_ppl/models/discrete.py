@@ -18,7 +18,8 @@ from jax.nn import log_sigmoid
 from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
-from numpyro.distributions.util import is_prng_key, validate_sample
+from numpyro.distributions.util import validate_sample
+from numpyro.util import is_prng_key
 
 from nedm_ppl.models.bernoulli import BernoulliDiffusion
 from nedm_ppl.models.gaussian import GaussianDiffusion
