@@ -27,15 +27,11 @@ def list_experiments() -> None:
     """List the experiments."""
     from nedm_ppl.experiments import EXPERIMENTS
 
-    table = Table("experiment", "what it is", "T", "first step", "training steps", title="nedm run EXPERIMENT")
+    table = Table("experiment", "T", "first step", "what it is", title="nedm run EXPERIMENT")
     for experiment in EXPERIMENTS.values():
-        table.add_row(
-            experiment.name,
-            experiment.summary,
-            str(experiment.num_steps),
-            f"{experiment.first_step} ({', '.join(experiment.first_steps)})",
-            f"{experiment.train_steps:,}",
-        )
+        others = [f"({name})" for name in experiment.first_steps if name != experiment.first_step]
+        first_steps = " ".join([experiment.first_step, *others])
+        table.add_row(experiment.name, str(experiment.num_steps), first_steps, experiment.summary)
     console.print(table)
 
 

@@ -214,7 +214,7 @@ def _metrics(
         "unit": experiment.unit,
         "bound": _entry(bound),
         "null": _entry(null),
-        "truth": _entry(None if truth is None else inference.estimate(truth) * unit),
+        "truth": _entry(None if truth is None else _exact(truth) * unit),
         "bound_above_null": _entry(
             inference.estimate(terms.total - experiment.null(fitted.diffusion, split.holdout)) * unit
         ),
@@ -231,6 +231,11 @@ def _entry(value: Estimate | None) -> dict[str, float | None]:
     if value is None:
         return {"mean": None, "se": None}
     return {"mean": value.mean, "se": None if math.isnan(value.se) else value.se}
+
+
+def _exact(truth: np.ndarray) -> Estimate:
+    """The mean of exact log likelihoods; where they are all the same number it has no standard error."""
+    return inference.estimate(truth) if np.ptp(truth) else Estimate(float(truth[0]), math.nan)
 
 
 def _to_arviz(result: Result, out: Path) -> None:

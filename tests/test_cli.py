@@ -1,0 +1,163 @@
+"""The command line and the experiments behind it, in small: what a run leaves, and one sentence for every mistake."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nedm_ppl import cli
+from nedm_ppl.experiments import EXPERIMENTS
+from nedm_ppl.experiments.base import Split
+from nedm_ppl.models import Diffusion
+
+COMMON = {"experiment", "seed", "num_steps", "train_seconds", "holdout_size", "unit", "bound", "null", "truth"}
+SMALL = {
+    "swiss-roll": ["--steps", "20", "--num-steps", "4"],
+    "swiss-roll-rbf": ["--steps", "20", "--num-steps", "4", "--first-step", "learned"],
+    "heartbeat": ["--steps", "20", "--num-steps", "6"],
+    "digits": ["--steps", "4", "--num-steps", "5"],
+}
+
+
+def nedm(*arguments, capsys=None) -> tuple[int, str]:
+    """Run the command line in this process: exit code, and what it said on standard error in one line."""
+    import sys
+    from unittest.mock import patch
+
+    with patch.object(sys, "argv", ["nedm", *map(str, arguments)]), pytest.raises(SystemExit) as stop:
+        cli.main()
+        raise SystemExit(0)
+    said = capsys.readouterr().err if capsys else ""
+    return stop.value.code or 0, " ".join(said.split())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_data():
+    """The experiments on a few hundred of their data."""
+
+    def smaller(experiment):
+        def data(seed):
+            split = experiment.data(seed)
+            return Split(
+                split.train[:300], None if split.validation is None else split.validation[:20], split.holdout[:100]
+            )
+
+        return replace(experiment, data=data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, experiment in EXPERIMENTS.items():
+            patch.setitem(EXPERIMENTS, name, smaller(experiment))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, few_data):
+    """One small finished run of every experiment."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, options in SMALL.items():
+        code, _ = nedm("run", name, "--out", root / name, *options)
+        assert code == 0
+    return root
+
+
+def test_every_experiment_is_run_here_in_small():
+    assert set(SMALL) == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_run_leaves_model_metrics_figures_and_arviz_files(run_folder, name):
+    folder = run_folder / name
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics) >= COMMON and metrics["experiment"] == name and metrics["seed"] == 0
+    assert metrics["num_steps"] == int(SMALL[name][3]) == Diffusion.load(folder / "model").num_steps
+    assert metrics["bound"]["se"] > 0 and metrics["null"]["mean"] < 0
+    gain = metrics["bound"]["mean"] - metrics["null"]["mean"]
+    assert metrics["bound_above_null"]["mean"] == pytest.approx(gain, abs=1e-4)
+    assert sum(term["mean"] for term in metrics["terms"].values()) == pytest.approx(metrics["bound"]["mean"], abs=1e-4)
+    assert {path.suffix for path in folder.iterdir()} >= {".png", ".nc", ".json"}
+    for figure in folder.glob("*.png"):
+        assert figure.read_bytes()[:4] == b"\x89PNG" and figure.stat().st_size > 5_000
+
+
+def test_truth_is_exact_where_it_is_known(run_folder):
+    heartbeat = json.loads((run_folder / "heartbeat" / "metrics.json").read_text())
+    assert heartbeat["truth"]["mean"] == pytest.approx(-math.log2(5), rel=1e-9) and heartbeat["truth"]["se"] is None
+    roll = json.loads((run_folder / "swiss-roll" / "metrics.json").read_text())
+    assert abs(roll["truth"]["mean"] + 1.9243) < 4 * roll["truth"]["se"]
+    digits = json.loads((run_folder / "digits" / "metrics.json").read_text())
+    assert digits["truth"] == {"mean": None, "se": None}
+    assert digits["bits_per_dim_discrete"]["mean"] == -digits["bound"]["mean"]
+
+
+def test_a_finished_run_can_be_resumed_and_says_the_same(run_folder):
+    folder = run_folder / "heartbeat"
+    before = json.loads((folder / "metrics.json").read_text())
+    code, _ = nedm("run", "heartbeat", "--out", folder, "--resume", *SMALL["heartbeat"])
+    after = json.loads((folder / "metrics.json").read_text())
+    assert code == 0 and after["bound"] == before["bound"]
+
+
+def test_a_folder_in_use_is_refused_and_force_starts_again(run_folder, capsys):
+    folder = run_folder / "swiss-roll"
+    before = (folder / "metrics.json").read_bytes()
+    code, said = nedm("run", "swiss-roll", "--out", folder, *SMALL["swiss-roll"], capsys=capsys)
+    assert code == 2 and "is not empty; use --resume to go on with it, --force to start again." in said
+    assert (folder / "metrics.json").read_bytes() == before
+    code, _ = nedm("run", "swiss-roll", "--out", folder, "--force", "--seed", 1, *SMALL["swiss-roll"])
+    assert code == 0 and json.loads((folder / "metrics.json").read_text())["seed"] == 1
+
+
+def test_a_folder_of_other_origin_is_not_touched_even_by_force(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("work of years")
+    code, said = nedm("run", "heartbeat", "--out", tmp_path, "--force", *SMALL["heartbeat"], capsys=capsys)
+    assert code == 2 and "is not empty; use another folder: it holds no earlier run." in said
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_samples_are_the_models_and_nothing_is_overwritten(run_folder, tmp_path, capsys):
+    out = tmp_path / "samples.npy"
+    code, _ = nedm("sample", run_folder / "heartbeat", "--num", 7, "--out", out)
+    samples = np.load(out)
+    assert code == 0 and samples.shape == (7, 20) and set(np.unique(samples)) <= {0, 1}
+    code, said = nedm("sample", run_folder / "heartbeat", "--out", out, capsys=capsys)
+    assert code == 2 and "exists; name another file." in said
+    code, said = nedm("sample", run_folder / "heartbeat", "--num", 0, "--out", tmp_path / "x.npy", capsys=capsys)
+    assert code == 2 and "--num must be at least 1; got 0." in said
+
+
+def test_show_says_what_a_model_is(run_folder, capsys):
+    assert nedm("show", run_folder / "digits")[0] == 0
+    shown = capsys.readouterr().out
+    assert "PatchTransformer" in shown and "quantised" in shown and "bits per pixel" in shown
+    assert nedm("list")[0] == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in EXPERIMENTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "{tmp}/nowhere"], "must be a folder; there is nothing"),
+        (["sample", "{tmp}/nowhere"], "must be a folder; there is nothing"),
+        (
+            ["run", "mnist", "--out", "{tmp}/x"],
+            "experiment must be one of swiss-roll, swiss-roll-rbf, heartbeat, digits",
+        ),
+        (["run", "digits", "--first-step", "fixed", "--out", "{tmp}/x"], "must be one of quantised; got 'fixed'"),
+        (["run", "heartbeat", "--num-steps", "0", "--out", "{tmp}/x"], "num_steps must be at least 1; got 0"),
+        (["run", "heartbeat", "--steps", "0", "--out", "{tmp}/x"], "num_steps must be at least 1; got 0"),
+        (["run", "heartbeat", "--seed", "-1", "--out", "{tmp}/x"], "seed must be at least 0; got -1"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, tmp_path, capsys):
+    code, said = nedm(*(argument.format(tmp=tmp_path) for argument in arguments), capsys=capsys)
+    assert code == 2 and message in said and "Traceback" not in said
+
+
+def test_damaged_metrics_beside_a_model_are_one_sentence(run_folder, capsys):
+    file = run_folder / "swiss-roll-rbf" / "metrics.json"
+    file.write_text("{")
+    code, said = nedm("show", run_folder / "swiss-roll-rbf", capsys=capsys)
+    assert code == 2 and "metrics.json is damaged; remove it, or run the experiment again." in said
