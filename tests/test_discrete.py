@@ -1,0 +1,221 @@
+"""Bits and grey levels: with the exact context, every prediction is Bayes' rule."""
+
+import re
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.special import log_softmax, logsumexp
+
+from nedm_ppl import models
+from nedm_ppl.models.discrete import quantise
+from nedm_ppl.models.schedules import FixedSchedule, erasing, log_snr_linear
+
+BETAS = [0.1, 0.3, 0.2, 1.0]
+PROBS = np.array([0.1, 0.6])
+LEVELS = (-1.0, 0.25, 2.0)
+BITS = models.BernoulliDiffusion((2,), FixedSchedule(BETAS), rate=0.3)
+REALS = models.GaussianDiffusion((2,), FixedSchedule(BETAS[:3]))
+
+
+def test_a_silent_flip_rate_reverses_noise():
+    kernel = models.FlipRate(lambda t, x: jnp.zeros_like(x))
+    for t in (1, 2, 4):
+        np.testing.assert_allclose(
+            exact.law_matrix(lambda x, t=t: kernel(BITS, t, x), 2), exact.erasure(BETAS[t - 1], 0.3, 2), rtol=1e-5
+        )
+
+
+def test_a_flip_rate_is_shifted_log_odds():
+    x, z = jnp.array([1.0, 0.0]), np.array([0.7, -1.2])
+    kernel = models.FlipRate(lambda t, x: jnp.asarray(z))(BITS, 2, x)
+    forward = (1.0 - BETAS[1]) * np.asarray(x) + BETAS[1] * 0.3
+    np.testing.assert_allclose(kernel.mean, 1.0 / (1.0 + (1.0 - forward) / forward * np.exp(-z)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("evidence", [True, False])
+def test_bit_prediction_with_the_exact_context_is_bayes_rule(evidence):
+    """Independent bits: the context is their prior odds, and the bit's own evidence does the rest."""
+    prior = jnp.asarray(np.log(PROBS) - np.log1p(-PROBS))
+
+    def by_hand(t, x):
+        return prior + BITS.evidence(t, x)
+
+    network = (lambda t, x: prior) if evidence else by_hand
+    kernel = models.BitPrediction(network, evidence=evidence)
+    for t, truth in enumerate(exact.exact_reverse(exact.product_law(PROBS), BETAS, 0.3, 2), start=1):
+        matrix = exact.law_matrix(lambda x, t=t: kernel(BITS, t, x), 2)
+        np.testing.assert_allclose(matrix, truth, rtol=1e-4)
+
+
+@pytest.mark.parametrize("first_step", ["learned", "quantised"])
+def test_independent_data_with_exact_context_leave_nothing_to_the_trajectory(first_step):
+    """beta_T = 1 and exact kernels: every trajectory's weight is log p(x_0), to rounding."""
+    if first_step == "learned":
+        prior = jnp.asarray(np.log(PROBS) - np.log1p(-PROBS))
+        diffusion = models.Diffusion(BITS, models.BitPrediction(lambda t, x: prior), first_step="learned")
+        x0, truth = exact.states(2), np.log(exact.product_law(PROBS))
+        weights = jax.jit(lambda key: exact.log_weights(key, diffusion, jnp.asarray(x0), 4))(jax.random.key(0))
+        np.testing.assert_allclose(weights, np.tile(truth, (4, 1)), atol=2e-5)
+    else:
+        # One step: x_1 is pure noise, and the first step is the levels' own law.
+        log_weights = np.log([[0.2, 0.3, 0.5]] * 2)
+        process = models.GaussianDiffusion((2,), erasing(1))
+        kernel = models.LevelPrediction(lambda t, x: jnp.asarray(log_weights), LEVELS)
+        diffusion = models.Diffusion(process, kernel, first_step="quantised")
+        x0 = jnp.array([[-1.0, 2.0], [0.25, 0.25]])
+        weights = exact.log_weights(jax.random.key(0), diffusion, x0, 4)
+        np.testing.assert_allclose(weights, np.tile(np.log([0.2 * 0.5, 0.3 * 0.3]), (4, 1)), atol=2e-5)
+
+
+@pytest.mark.parametrize("prior", [(1 / 3, 1 / 3, 1 / 3), (0.2, 0.7, 0.1)])
+def test_level_prediction_with_the_exact_context_is_bayes_rule(prior):
+    kernel = models.LevelPrediction(lambda t, x: jnp.tile(jnp.log(jnp.array(prior)), (2, 1)), LEVELS)
+    x_t = np.random.default_rng(0).normal(size=(5, 2))
+    for t in (1, 2, 3):
+        signal = np.prod(1.0 - np.array(BETAS[:t]))
+        likelihood = stats.norm.logpdf(x_t[..., None], np.sqrt(signal) * np.array(LEVELS), np.sqrt(1.0 - signal))
+        posterior = log_softmax(np.log(prior) + likelihood, axis=-1)
+        law = kernel.data_law(REALS, t, jnp.asarray(x_t))
+        assert law.event_shape == (2,)
+        for i, level in enumerate(LEVELS):
+            np.testing.assert_allclose(
+                law.log_prob(jnp.full((5, 2), level)), posterior[..., i].sum(-1), rtol=2e-4, atol=2e-4
+            )
+        if t > 1:
+            # The Gaussian step has the moments of the mixture of posteriors, one per level.
+            weight = np.exp(posterior)
+            steps = [REALS.posterior(t, jnp.asarray(x_t), jnp.full((5, 2), level)) for level in LEVELS]
+            means = np.stack([np.asarray(s.mean) for s in steps], axis=-1)
+            mean = (weight * means).sum(-1)
+            var = (weight * (means - mean[..., None]) ** 2).sum(-1) + np.asarray(steps[0].variance)
+            step = kernel(REALS, t, jnp.asarray(x_t))
+            np.testing.assert_allclose(step.mean, mean, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(step.variance, var, rtol=1e-3)
+
+
+def test_without_evidence_the_network_is_the_prediction():
+    logits = jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.1, 0.3]]))
+    kernel = models.LevelPrediction(lambda t, x: logits, LEVELS, evidence=False)
+    np.testing.assert_allclose(kernel.data_law(REALS, 2, jnp.ones(2)).base_dist.logits, logits)
+
+
+def test_levels_is_a_law_over_its_levels(significance):
+    logits = jnp.array([[0.3, -1.0, 2.0], [0.0, 0.0, 0.0]])
+    law = models.Levels(logits, LEVELS)
+    probs = np.exp(log_softmax(logits, axis=-1))
+    log_prob = np.stack([law.log_prob(jnp.full((2,), level)) for level in LEVELS], axis=-1)
+    np.testing.assert_allclose(np.exp(log_prob), probs, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(log_prob).sum(-1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(law.mean, probs @ LEVELS, rtol=1e-5)
+    np.testing.assert_allclose(law.variance, probs @ np.square(LEVELS) - (probs @ LEVELS) ** 2, rtol=1e-4)
+    assert law.log_prob(jnp.array([0.3, 0.26])).tolist() == [-jnp.inf, pytest.approx(np.log(1 / 3), rel=1e-5)]
+    draws = np.asarray(law.sample(jax.random.key(0), (20_000,)))
+    for i in range(2):
+        counts = [(draws[:, i] == np.float32(level)).sum() for level in LEVELS]
+        assert stats.chisquare(counts, probs[i] * 20_000 / probs[i].sum()).pvalue > significance
+        assert stats.chisquare(counts, np.roll(probs[i], 1) * 20_000 / probs[i].sum()).pvalue < significance or i == 1
+
+
+def test_levels_broadcast_and_pass_through_jit():
+    law = models.Levels(jnp.zeros((4, 2, 3)), LEVELS).to_event(1)
+    values = jnp.full((5, 4, 2), 2.0)
+    np.testing.assert_allclose(jax.jit(lambda d, x: d.log_prob(x))(law, values), np.full((5, 4), -2.0 * np.log(3.0)))
+
+
+@given(st.floats(-6.0, 6.0), st.floats(0.05, 5.0))
+def test_quantise_is_the_gaussian_over_its_bins(loc, scale):
+    law = quantise(dist.Normal(jnp.float32(loc), jnp.float32(scale)), LEVELS)
+    edges = np.array([-np.inf, -0.375, 1.125, np.inf])
+    log_cdf, log_sf = stats.norm.logcdf(edges, loc, scale), stats.norm.logsf(edges, loc, scale)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low = logsumexp(np.stack([log_cdf[1:], log_cdf[:-1]]), b=np.array([[1.0], [-1.0]]), axis=0)
+        high = logsumexp(np.stack([log_sf[:-1], log_sf[1:]]), b=np.array([[1.0], [-1.0]]), axis=0)
+    expected = np.where(edges[:-1] > loc, high, low)
+    log_prob = np.array([law.log_prob(jnp.float32(level)) for level in LEVELS])
+    np.testing.assert_allclose(np.exp(log_prob).sum(), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(log_prob, expected, rtol=2e-4, atol=2e-5)
+
+
+def test_quantise_has_finite_gradients_in_the_tails():
+    def log_prob(loc):
+        return quantise(dist.Normal(loc, 0.01), LEVELS).log_prob(jnp.float32(2.0))
+
+    for loc in (-50.0, 0.0, 50.0):
+        assert np.isfinite(log_prob(loc))
+        assert np.isfinite(jax.grad(log_prob)(loc))
+
+
+def test_the_quantised_first_step_integrates_the_kernel_at_t_1():
+    def kernel(t, x):
+        return dist.Normal(0.5 * x, 0.7).to_event(1)
+
+    diffusion = models.Diffusion(REALS, kernel, first_step="quantised", levels=LEVELS)
+    x1 = jnp.array([0.4, -2.0])
+    cdf = stats.norm.cdf([-np.inf, -0.375, 1.125, np.inf], 0.5 * np.asarray(x1)[:, None], 0.7)
+    log_prob = diffusion.first_kernel(x1).log_prob(jnp.array([0.25, -1.0]))
+    np.testing.assert_allclose(log_prob, np.log(np.diff(cdf)[0, 1]) + np.log(np.diff(cdf)[1, 0]), rtol=1e-4)
+
+
+def laplace(t, x):
+    return dist.Laplace(x, 1.0).to_event(1)
+
+
+def three(t, x):
+    return jnp.zeros((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: models.LevelPrediction(three, [1.0]), "levels must be at least two increasing values; got (1.0,)."),
+        (
+            lambda: models.LevelPrediction(three, [1.0, 0.0]),
+            "levels must be at least two increasing values; got (1.0, 0.0).",
+        ),
+        (
+            lambda: models.Diffusion(REALS, laplace, first_step="quantised"),
+            "levels must be given for a quantised first step: the values a coordinate of x_0 can take.",
+        ),
+        (
+            lambda: models.Diffusion(BITS, BITS.step, first_step="quantised", levels=LEVELS),
+            "first_step 'quantised' is for Gaussian chains; bits are discrete already: use 'learned'.",
+        ),
+        (
+            lambda: models.Diffusion(REALS, laplace, first_step="quantised", levels=LEVELS).first_kernel(jnp.ones(2)),
+            "first_step 'quantised' integrates a Gaussian kernel at t = 1; got a Laplace.",
+        ),
+        (
+            lambda: models.Diffusion(REALS, laplace, first_step="last"),
+            "first_step must be one of fixed, learned, quantised; got 'last'.",
+        ),
+        (
+            lambda: models.Diffusion(REALS, models.BitPrediction(three)),
+            "BitPrediction needs a BernoulliDiffusion; got a GaussianDiffusion. For real data use DataPrediction, for grey "
+            "levels LevelPrediction.",
+        ),
+        (
+            lambda: models.Diffusion(REALS, models.FlipRate(three)),
+            "FlipRate needs a BernoulliDiffusion; got a GaussianDiffusion.",
+        ),
+        (
+            lambda: models.Diffusion(BITS, models.LevelPrediction(three, LEVELS)),
+            "LevelPrediction needs a GaussianDiffusion; got a BernoulliDiffusion.",
+        ),
+        (
+            lambda: models.LevelPrediction(three, LEVELS)(
+                models.GaussianDiffusion((3,), log_snr_linear(3)), 1, jnp.ones(3)
+            ),
+            "network must return shape (3, 3) for one datum of shape (3,); got (2, 3).",
+        ),
+    ],
+)
+def test_bad_discrete_kernels_are_named(build, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()
