@@ -30,9 +30,7 @@ DIM, WIDTH, DEPTH, BATCH, ROUNDS, STEPS = 64, 256, 3, 256, 15, 20
 
 def build(num_steps: int) -> models.Diffusion:
     schedule = models.schedules.log_snr_linear(num_steps)
-    network = models.networks.ResidualMLP(
-        (DIM,), (2, DIM), num_steps, width=WIDTH, depth=DEPTH, key=jax.random.key(0)
-    )
+    network = models.networks.ResidualMLP((DIM,), (2, DIM), num_steps, width=WIDTH, depth=DEPTH, key=jax.random.key(0))
     return models.Diffusion(models.GaussianDiffusion((DIM,), schedule), models.DataPrediction(network))
 
 
@@ -57,7 +55,13 @@ def hand_written_step(diffusion: models.Diffusion, x0: jax.Array) -> Callable[[]
     beta = np.asarray(diffusion.process.schedule.betas)
     alpha_bar = np.concatenate([[1.0], np.cumprod(1.0 - beta)])
     before, now = 1.0 - alpha_bar[:-1], 1.0 - alpha_bar[1:]
-    tables = [alpha_bar[1:], now, np.sqrt(alpha_bar[:-1]) * beta / now, np.sqrt(1 - beta) * before / now, beta * before / now]
+    tables = [
+        alpha_bar[1:],
+        now,
+        np.sqrt(alpha_bar[:-1]) * beta / now,
+        np.sqrt(1 - beta) * before / now,
+        beta * before / now,
+    ]
     tables = [jnp.asarray(table, jnp.float32) for table in tables]
     params, static = eqx.partition(network, eqx.is_inexact_array)
     optimiser = optax.adam(1e-3)
@@ -67,7 +71,7 @@ def hand_written_step(diffusion: models.Diffusion, x0: jax.Array) -> Callable[[]
         key_t, key_x = jax.random.split(key)
         u = (jax.random.uniform(key_t) + jnp.arange(BATCH) / BATCH) % 1.0
         t = 2 + jnp.floor(u * (num_steps - 1)).astype(int)
-        a, n, c, d, v = (table[t - 1][:, None] for table in tables)
+        a, n, c, _, v = (table[t - 1][:, None] for table in tables)
         x_t = jnp.sqrt(a) * x0 + jnp.sqrt(n) * jax.random.normal(key_x, x0.shape)
         z_mean, z_var = jnp.moveaxis(jax.vmap(network)(t, x_t), 1, 0)
         mean, var = jnp.sqrt(a) * x_t + jnp.sqrt(n) * z_mean, n * jnp.exp(z_var)
@@ -106,7 +110,13 @@ def hand_written_sampler(diffusion: models.Diffusion, num_samples: int) -> Calla
     beta = np.asarray(diffusion.process.schedule.betas)
     alpha_bar = np.concatenate([[1.0], np.cumprod(1.0 - beta)])
     before, now = 1.0 - alpha_bar[:-1], 1.0 - alpha_bar[1:]
-    tables = [alpha_bar[1:], now, np.sqrt(alpha_bar[:-1]) * beta / now, np.sqrt(1 - beta) * before / now, beta * before / now]
+    tables = [
+        alpha_bar[1:],
+        now,
+        np.sqrt(alpha_bar[:-1]) * beta / now,
+        np.sqrt(1 - beta) * before / now,
+        beta * before / now,
+    ]
     tables = [jnp.asarray(table, jnp.float32) for table in tables]
 
     @eqx.filter_jit
@@ -151,7 +161,11 @@ def main() -> None:
         table.add_row(label, f"{1e3 * ours / per:.3f}", f"{1e3 * other / per:.3f}", f"{ratio:.3f} ± {se:.3f}")
 
     short, long = build(40), build(4000)
-    row("train step, T = 1000: SVI against JAX and optax", *(f(build(1000), x0) for f in (library_step, hand_written_step)), STEPS)
+    row(
+        "train step, T = 1000: SVI against JAX and optax",
+        *(f(build(1000), x0) for f in (library_step, hand_written_step)),
+        STEPS,
+    )
     row("train step: T = 4000 against T = 40", library_step(long, x0), library_step(short, x0), STEPS)
     middle = build(400)
     row(
@@ -165,7 +179,9 @@ def main() -> None:
         sampler()
         start = time.perf_counter()
         sampler()
-        table.add_row(f"sampling 256 data, T = {num_steps}, per step", f"{1e3 * (time.perf_counter() - start) / num_steps:.3f}")
+        table.add_row(
+            f"sampling 256 data, T = {num_steps}, per step", f"{1e3 * (time.perf_counter() - start) / num_steps:.3f}"
+        )
     Console().print(table)
 
 

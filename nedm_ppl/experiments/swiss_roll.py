@@ -5,6 +5,7 @@ per step in the parameterisation of equations 64 and 65.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def build_rbf(key: Array, split: Split, num_steps: int, first_step: str) -> mode
     return models.Diffusion(process, models.DriftVariance(network), first_step=first_step)
 
 
-def training(num_steps: int) -> dict[str, Any]:
-    rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, min(100, num_steps // 2), max(num_steps, 2))
+def training(num_steps: int, learning_rate: float = 3e-3) -> dict[str, Any]:
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, num_steps // 2), max(num_steps, 2))
     return {
         "batch_size": 512,
         "optimiser": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
@@ -87,4 +88,6 @@ SWISS_ROLL_RBF = replace(
     summary="the same with the paper's network: 16 radial basis functions, a readout per step",
     build=build_rbf,
     first_step="fixed",
+    train_steps=60_000,
+    training=partial(training, learning_rate=1e-2),
 )
