@@ -88,6 +88,6 @@ SWISS_ROLL_RBF = replace(
     summary="the same with the paper's network: 16 radial basis functions, a readout per step",
     build=build_rbf,
     first_step="fixed",
-    train_steps=60_000,
+    train_steps=100_000,
     training=partial(training, learning_rate=1e-2),
 )
