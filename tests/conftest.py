@@ -55,3 +55,9 @@ def assert_same_mean(first, second) -> None:
     difference = np.mean(np.asarray(first, np.float64), axis=0) - np.mean(np.asarray(second, np.float64), axis=0)
     allowed = STANDARD_ERRORS * np.hypot(standard_error(first), standard_error(second))
     assert np.all(np.abs(difference) <= allowed), f"off by {difference}, allowed {allowed}"
+
+
+def chi_square(counts, law) -> float:
+    """The p-value of counts against a law over their cells."""
+    law = np.asarray(law, np.float64)
+    return stats.chisquare(counts, law / law.sum() * np.sum(counts)).pvalue

@@ -1,5 +1,7 @@
 """Networks are silent at the start, know the time, and return the shape they were built for."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -72,9 +74,49 @@ def test_radial_basis_functions_are_normalised():
 
 
 @pytest.mark.parametrize("num_steps", [2, 40, 4000])
-def test_time_features_tell_neighbouring_steps_apart(num_steps):
-    features = jax.vmap(lambda t: networks.time_features(t, num_steps, 16))(jnp.arange(1, num_steps + 1))
-    assert features.shape == (num_steps, 16)
-    np.testing.assert_allclose(features[:, :8] ** 2 + features[:, 8:] ** 2, 1.0, rtol=1e-4)
-    gaps = jnp.linalg.norm(jnp.diff(features, axis=0), axis=1)
-    assert np.all(gaps > 0.1)
+def test_time_features_tell_all_steps_apart(num_steps):
+    features = jax.vmap(lambda t: networks.time_features(t, num_steps))(jnp.arange(1, num_steps + 1))
+    sines, cosines = features[:, :8], features[:, 8:]
+    np.testing.assert_allclose(sines**2 + cosines**2, 1.0, rtol=1e-4)
+    turn = 2.0 / np.pi * np.arctan2(sines[:, 0], cosines[:, 0])
+    np.testing.assert_allclose(turn, np.arange(1, num_steps + 1) / num_steps, rtol=1e-4)
+    assert np.all(np.linalg.norm(np.diff(features, axis=0), axis=1) > 0.05)
+
+
+def transformer(event, output, patch=2):
+    return networks.PatchTransformer(
+        event, output, NUM_STEPS, patch=patch, width=8, depth=1, num_heads=2, key=jax.random.key(0)
+    )
+
+
+@pytest.mark.parametrize(("event", "output"), [((4, 6), (4, 6)), ((4, 4, 3), (4, 4, 2)), ((4, 4), (4, 4, 5))])
+def test_the_transformer_is_silent_at_the_start_and_not_after(event, output):
+    network, x = transformer(event, output), jnp.ones(event)
+    np.testing.assert_array_equal(network(1, x), np.zeros(output))
+    out = jax.jit(awake(network))(jnp.asarray(2), x)
+    assert out.shape == output
+    assert np.all(out != 0.0)
+    assert np.any(jax.jit(awake(network))(jnp.asarray(3), x) != out)
+
+
+def test_patches_are_squares_of_the_image_and_back():
+    network, image = transformer((4, 6), (4, 6)), jnp.arange(24.0).reshape(4, 6)
+    patches = network._to_patches(image)
+    np.testing.assert_array_equal(patches[0], [0.0, 1.0, 6.0, 7.0])
+    np.testing.assert_array_equal(patches[4], [14.0, 15.0, 20.0, 21.0])
+    np.testing.assert_array_equal(network._to_image(patches), image)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: transformer((4, 5), (4, 5)),
+            "patch must divide the image and num_heads the width; got patch 2, image (4, 5)",
+        ),
+        (lambda: transformer((4, 4), (2, 4)), "output_shape must start with (4, 4), the image's; got (2, 4)."),
+    ],
+)
+def test_bad_sizes_are_named(build, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()
