@@ -43,13 +43,16 @@ def forward_matrices(betas, rate: float, dim: int) -> list[np.ndarray]:
 def law_matrix(conditional, dim: int) -> np.ndarray:
     """Matrix of any conditional law `x -> Distribution` over bits."""
     x = jnp.asarray(states(dim))
-    return np.exp(np.asarray(jax.vmap(lambda row: conditional(row).log_prob(x))(x), np.float64))
+    rows = jax.jit(jax.vmap(lambda row: conditional(row).log_prob(x)))
+    return np.exp(np.asarray(rows(x), np.float64))
 
 
 def reverse_matrices(diffusion) -> list[np.ndarray]:
     """p(x_{t-1} | x_t) for t = 1..T of a model over bits, whatever its kernels are."""
     (dim,) = diffusion.event_shape
-    kernels = [law_matrix(lambda x, t=t: diffusion.kernel(t, x), dim) for t in range(2, diffusion.num_steps + 1)]
+    x, times = jnp.asarray(states(dim)), jnp.arange(2, diffusion.num_steps + 1)
+    rows = jax.vmap(lambda t, row: diffusion.kernel(t, row).log_prob(x), in_axes=(None, 0))
+    kernels = np.exp(np.asarray(jax.jit(jax.vmap(rows, in_axes=(0, None)))(times, x), np.float64))
     return [law_matrix(diffusion.first_kernel, dim), *kernels]
 
 
