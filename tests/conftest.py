@@ -1,7 +1,8 @@
 """What the whole suite shares: its failure rate, its statistics, and the float64 context.
 
 Every statistical test runs under a fixed key. Were the keys redrawn, the chance that a right package fails any of at most
-`NUM_COMPARISONS` comparisons (of numbers, not of arrays) is `FAILURE_RATE` (Bonferroni). Four standard errors are that level for a normal mean.
+`NUM_COMPARISONS` comparisons (of numbers, not of arrays) is at most `FAILURE_RATE` (Bonferroni). Four standard errors are
+that level for a normal mean.
 """
 
 import os
