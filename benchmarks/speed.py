@@ -31,7 +31,7 @@ DIM, WIDTH, DEPTH, BATCH, ROUNDS, STEPS = 64, 256, 3, 256, 15, 20
 def build(num_steps: int) -> models.Diffusion:
     schedule = models.schedules.log_snr_linear(num_steps)
     network = models.networks.ResidualMLP((DIM,), (2, DIM), num_steps, width=WIDTH, depth=DEPTH, key=jax.random.key(0))
-    return models.Diffusion(models.GaussianDiffusion((DIM,), schedule), models.DataPrediction(network))
+    return models.Diffusion(models.GaussianDiffusion((DIM,), schedule), models.VelocityPrediction(network))
 
 
 def library_step(diffusion: models.Diffusion, x0: jax.Array) -> Callable[[], None]:

@@ -22,7 +22,7 @@ def main(num_training_steps: int = 3000, num_data: int = 20_000) -> inference.Es
 
     process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(40))
     network = models.networks.ResidualMLP((2,), (2, 2), 40, key=jax.random.key(0))
-    diffusion = models.Diffusion(process, models.DataPrediction(network), first_step="learned")
+    diffusion = models.Diffusion(process, models.VelocityPrediction(network), first_step="learned")
 
     optimiser = optax.adam(optax.cosine_decay_schedule(2e-3, num_training_steps))
     svi = SVI(diffusion.model, diffusion.guide, optimiser, inference.TrajectoryBound())

@@ -253,3 +253,44 @@ def three(t, x):
 def test_bad_discrete_kernels_are_named(build, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build()
+
+
+def test_two_levels_of_two_coordinates_are_not_taken_for_a_pair():
+    """Logits of shape (*event, num_levels) stay where they are, whatever the numbers."""
+    process = models.GaussianDiffusion((2,), log_snr_linear(4))
+    kernel = models.LevelPrediction(lambda t, x: jnp.stack([x, 10.0 * x], axis=-1), (-1.0, 1.0), evidence=False)
+    x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    np.testing.assert_allclose(kernel.data_logits(process, 2, x), np.stack([x, 10.0 * x], axis=-1))
+
+
+def test_levels_and_base_are_checked():
+    network = lambda t, x: jnp.zeros((2, 2))  # noqa: E731
+    with pytest.raises(ValueError, match="levels must be at least two increasing values"):
+        models.LevelPrediction(network, (1.0, -1.0))
+    process = models.GaussianDiffusion((2,), log_snr_linear(4))
+    with pytest.raises(
+        ValueError, match=r"base must have shape \(2, 2\), log weights for every coordinate; got \(1,\)"
+    ):
+        models.Diffusion(process, models.LevelPrediction(network, (-1.0, 1.0), base=jnp.zeros(1)))
+    with pytest.raises(ValueError, match="levels must be left to a LevelPrediction, which brings its own"):
+        models.Diffusion(process, models.LevelPrediction(network, (-1.0, 1.0)), levels=(0.0, 2.0))
+
+
+def test_a_flip_rate_of_a_single_bit():
+    process = models.BernoulliDiffusion((), FixedSchedule([0.2, 0.4]), rate=0.3)
+    x = jnp.array([0.0, 1.0])
+    kernel = models.FlipRate(lambda t, x: jnp.zeros(()))(process, 2, x)
+    np.testing.assert_allclose(kernel.probs, process.step(2, x).probs, rtol=1e-6)
+
+
+def test_the_null_of_a_quantised_model_is_the_noise_laws_probability_of_the_levels():
+    levels = (-1.0, 0.0, 1.5)
+    process = models.GaussianDiffusion((2,), log_snr_linear(4))
+    quantised = models.Diffusion(process, process.step, first_step="quantised", levels=levels)
+    edges = stats.norm.cdf([-np.inf, -0.5, 0.75, np.inf])
+    expected = np.log(np.diff(edges))[[0, 2]].sum()
+    np.testing.assert_allclose(quantised.null_log_prob(jnp.array([[-1.0, 1.5]])), [expected], rtol=1e-5)
+    with pytest.raises(
+        ValueError, match="x0 must take the 3 grey levels of the quantised first step; datum 1 has other"
+    ):
+        quantised.check_data(np.array([[-1.0, 1.5], [-1.0, 0.3]]))

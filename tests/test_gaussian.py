@@ -2,6 +2,7 @@
 
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,3 +173,25 @@ def test_draws_have_their_law_and_a_rate_off_by_a_tenth_is_seen(significance):
 def test_bad_data_are_named(x0, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         models.GaussianDiffusion((2,), log_snr_linear(3)).check_data(x0)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "bernoulli"])
+def test_a_time_that_is_none_of_the_chains_is_refused(family):
+    schedule = models.schedules.log_snr_linear(5)
+    process = {"gaussian": models.GaussianDiffusion, "bernoulli": models.BernoulliDiffusion}[family]((2,), schedule)
+    x = jnp.ones((3, 2))
+    for law, first in ((process.step, 1), (process.marginal, 0), (lambda t, x: process.posterior(t, x, x), 2)):
+        for t in (first - 1, 6):
+            with pytest.raises(ValueError, match=rf"t must lie in {first}\.\.5; got {t}"):
+                law(t, x)
+        with pytest.raises(ValueError, match=r"t must be a scalar, one time for all data; got shape \(3,\)"):
+            law(jnp.array([2, 3, 4]), x)
+
+
+def test_a_learned_rate_near_1_keeps_its_digits_and_its_gradient():
+    schedule = models.schedules.LearnedSchedule(models.schedules.FixedSchedule([0.1, 0.5, 0.9]))
+    schedule = eqx.tree_at(lambda s: s.logits, schedule, jnp.array([0.0, 18.0]))
+    ratio = schedule.alpha_bar[3] / schedule.alpha_bar[2]
+    np.testing.assert_allclose(schedule.keep[2], ratio, rtol=1e-5)
+    loss = lambda s: jnp.sum(models.GaussianDiffusion((2,), s).step(3, jnp.ones(2)).mean)  # noqa: E731
+    assert np.all(np.isfinite(eqx.filter_grad(loss)(schedule).logits))

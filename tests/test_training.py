@@ -16,6 +16,7 @@ import optax
 import pytest
 
 from nedm_ppl import inference, models
+from nedm_ppl.inference.resume import TrainingRecord
 from nedm_ppl.inference.training import _minibatches
 
 KEY = jax.random.key(0)
@@ -30,7 +31,11 @@ def correlated(num_data: int) -> np.ndarray:
 def small_model(num_steps: int = 10, **options) -> models.Diffusion:
     process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(num_steps))
     network = models.networks.ResidualMLP((2,), (2, 2), num_steps, width=16, depth=1, key=KEY)
-    return models.Diffusion(process, models.DataPrediction(network), first_step="learned", **options)
+    return models.Diffusion(process, models.VelocityPrediction(network), first_step="learned", **options)
+
+
+def other_process() -> models.GaussianDiffusion:
+    return models.GaussianDiffusion((2,), models.schedules.cosine(10))
 
 
 def fit(data, diffusion=None, **options) -> inference.Fitted:
@@ -130,12 +135,18 @@ def test_a_learned_schedule_ends_better_than_a_start_that_is_not_the_best():
     np.testing.assert_allclose(fitted.diffusion.process.schedule.rates[0], 0.05, rtol=1e-6)
 
 
-def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_steps": 120, "evaluate_every": 40},
+        {"num_steps": 110, "evaluate_every": 30, "patience": 1, "optimiser": optax.adam(0.05)},
+    ],
+    ids=["whole chunks", "early stop, a last chunk in part"],
+)
+def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(options, tmp_path, monkeypatch):
     data = correlated(300)
-    options = {"validation": data[250:], "evaluate_every": 40, "checkpoint_every": 40, "num_steps": 120}
+    options = {"validation": data[250:], "checkpoint_every": 40} | options
     whole = fit(data[:250], **options)
-    from nedm_ppl.inference.resume import TrainingRecord
-
     write = TrainingRecord.write
 
     def stop_after_first(self, folder, state):
@@ -150,49 +161,53 @@ def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(tmp_path, monkeyp
     assert_identical(whole.diffusion, resumed.diffusion)
     for name in ("step", "bound", "validation_bound"):
         np.testing.assert_array_equal(whole.history[name], resumed.history[name])
+    # What ended, early or not, stays ended.
+    steps = sorted(int(path.name) for path in (tmp_path / "run" / "steps").glob("[0-9]*"))
+    assert steps[-1] == whole.num_steps
 
 
 SCRIPT = """
-    import sys, numpy as np, jax
+    import sys, time
     sys.path.insert(0, {tests!r})
     from test_training import correlated, fit
-    fit(correlated(300), num_steps=100_000, checkpoint={folder!r}, checkpoint_every=20)
+    from nedm_ppl.inference.resume import TrainingRecord
+    add = TrainingRecord.add_steps
+    def slowly(self, *arguments):
+        time.sleep(0.05)
+        add(self, *arguments)
+    TrainingRecord.add_steps = slowly
+    fit(correlated(300), num_steps=2000, checkpoint={folder!r}, checkpoint_every=20)
 """
 
 
-def test_a_run_killed_at_any_moment_resumes_from_its_last_complete_state(tmp_path):
+def test_a_run_killed_at_any_moment_and_resumed_ends_bit_identical(tmp_path):
     folder, data = tmp_path / "run", correlated(300)
     script = textwrap.dedent(SCRIPT).format(folder=str(folder), tests=str(Path(__file__).parent))
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(completed := sorted(folder.glob("steps/[0-9]*"))) < 2 and time.monotonic() < deadline:
+    deadline = time.monotonic() + 180
+    while len(list(folder.glob("steps/[0-9]*"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert len(completed) >= 2, "the run wrote no checkpoints in time"
+    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+    resumed = fit(data, num_steps=2000, checkpoint=folder, checkpoint_every=20, resume=True)
+    assert_identical(resumed.diffusion, fit(data, num_steps=2000).diffusion)
 
-    # The run asked for 100,000 steps; the same run with fewer is refused, and its state equals an uninterrupted run's.
-    with pytest.raises(ValueError, match="num_steps 100000 and not 60; resume with the same arguments"):
-        fit(data, checkpoint=folder, resume=True)
-    from nedm_ppl.inference import resume
 
-    record = None
+def test_a_run_killed_while_it_was_described_starts_again(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.tmp").write_text("{")
+    assert (
+        fit(correlated(100), num_steps=20, checkpoint=tmp_path / "run", checkpoint_every=20, resume=True).num_steps
+        == 20
+    )
 
-    def stop(self, count, bound, seconds):
-        nonlocal record
-        record = self
-        raise KeyboardInterrupt
 
-    original = resume.TrainingRecord.add_steps
-    resume.TrainingRecord.add_steps = stop
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            fit(data, num_steps=100_000, checkpoint=folder, checkpoint_every=20, resume=True)
-    finally:
-        resume.TrainingRecord.add_steps = original
-    assert record.step >= 20 and record.step % 20 == 0
-    history = record.history()
-    np.testing.assert_array_equal(history["step"], np.arange(20, record.step + 1, 20))
+def test_weights_that_are_not_finite_are_neither_written_nor_returned(tmp_path):
+    """The last loss of a chunk is finite, and its update is not."""
+    rate = optax.sgd(lambda step: jnp.where(step < 39, 1e-3, jnp.nan))
+    with pytest.raises(inference.NonFiniteLossError, match="the weights were no longer finite at step 40"):
+        fit(correlated(100), num_steps=40, optimiser=rate, checkpoint=tmp_path / "run", checkpoint_every=20)
+    assert [path.name for path in (tmp_path / "run" / "steps").glob("[0-9]*")] == ["20"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(tmp_path):
@@ -211,7 +226,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(tmp_p
         (np.full((10, 2), np.nan), "data must be finite; got NaN or infinite values"),
         (np.zeros((0, 2)), r"data must hold at least one datum; got the empty shape \(0, 2\)"),
         (np.zeros((10, 3)), r"data must have trailing shape \(2,\), one datum of this process; got shape \(10, 3\)"),
-        (np.zeros(2), r"data must have one batch axis before \(2,\); got shape \(2,\)"),
+        (np.zeros(2), r"data must have one batch axis before its event shape \(2,\); got shape \(2,\)"),
     ],
 )
 def test_bad_data_are_refused(data, message):
@@ -235,7 +250,11 @@ def test_data_far_from_unit_variance_draw_a_warning_with_the_constants():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be at least 1; got 0"),
+        ({"num_steps": 0}, "num_steps must be an integer of at least 1; got 0"),
+        ({"log_every": 0}, "log_every must be an integer of at least 1; got 0"),
+        ({"batch_size": 2.5}, r"batch_size must be an integer of at least 1; got 2\.5"),
+        ({"average_decay": 1.5}, r"average_decay must lie in \[0, 1\); got 1\.5"),
+        ({"resume": True}, "checkpoint must name the folder to resume from where resume is True"),
         ({"patience": 2}, "validation must be given where patience is"),
         ({"checkpoint": "x", "checkpoint_every": 30}, "checkpoint_every must be a multiple of log_every = 20; got 30"),
     ],
@@ -259,6 +278,15 @@ def test_checkpoints_in_use_damaged_or_foreign_are_refused(tmp_path):
         fit(data, checkpoint=folder, **options)
     with pytest.raises(inference.CheckpointError, match="holds a run with other data; resume with the same arguments"):
         fit(data[:50], checkpoint=folder, resume=True, **options)
+    for other in (small_model(num_steps=12), eqx.tree_at(lambda d: d.process, small_model(), other_process())):
+        with pytest.raises(inference.CheckpointError, match="holds a run with another model"):
+            fit(data, other, checkpoint=folder, resume=True, **options)
+    with pytest.raises(inference.CheckpointError, match=r"average_decay 0\.999 and not 0\.5"):
+        fit(data, average_decay=0.5, checkpoint=folder, resume=True, **options)
+    with pytest.raises(
+        inference.CheckpointError, match=r"objective 'TrajectoryBound\(.*num_times=1.*and not .*num_times=2"
+    ):
+        fit(data, objective=inference.TrajectoryBound(2), checkpoint=folder, resume=True, **options)
     with pytest.raises(inference.CheckpointError, match="another model or optimiser"):
         fit(data, small_model(), checkpoint=folder, resume=True, optimiser=optax.sgd(0.1), **options)
 

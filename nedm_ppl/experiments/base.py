@@ -11,6 +11,7 @@ An experiment says what its data, model and training are; `run` does the same wi
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -66,7 +67,6 @@ class Experiment:
         data: `(seed) -> Split`.
         build: `(key, split, num_steps, first_step) -> Diffusion`.
         truth: `(holdout) -> ` exact log likelihood of every holdout datum, nats, or None where nobody knows it.
-        null: `(diffusion, holdout) -> ` log likelihood of every datum under the noise law, nats.
         figures: `(result, key, folder)`: draw and write the pictures.
         num_steps: T.
         first_step: The first step unless another is asked for.
@@ -91,7 +91,6 @@ class Experiment:
     train_steps: int
     training: Callable[[int], dict[str, Any]]
     per_datum: int = 1
-    null: Callable[[Diffusion, np.ndarray], Array] = lambda diffusion, x0: diffusion.process.null_log_prob(x0)
     num_times: int | None = None
     extra_metrics: Callable[[dict[str, Any]], dict[str, Any]] = field(default=lambda metrics: {})
     published: str = ""
@@ -135,11 +134,13 @@ def run(
         )
     if seed < 0:
         raise ValueError(f"seed must be at least 0; got {seed}.")
-    _prepare(out, resume=resume, force=force)
+    if train_steps < 1:
+        raise ValueError(f"--steps must be at least 1; got {train_steps}.")
 
     key_build, key_fit, key_evaluate, key_figures = jax.random.split(jax.random.key(seed), 4)
     split = experiment.data(seed)
     diffusion = experiment.build(key_build, split, num_steps, first_step)
+    _prepare(out, resume=resume, force=force)  # only now that every argument has been seen to make sense
     fitted = inference.fit(
         key_fit,
         diffusion,
@@ -176,24 +177,21 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 def _prepare(out: Path, *, resume: bool, force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise OutputFolderError(f"--out {out} is a file; name a folder.")
-    if out.exists() and any(out.iterdir()) and not resume:
-        ours = (out / "metrics.json").exists() or (out / "checkpoint" / "run.json").exists()
-        if not (force and ours):
+    if resume and force:
+        raise OutputFolderError("--resume goes on with a run and --force starts again; give one of them.")
+    checkpoint = out / "checkpoint"
+    if out.exists() and any(out.iterdir()):
+        ours = (checkpoint / "run.json").exists()
+        if not (ours and (resume or force)):
             hint = (
                 "--resume to go on with it, --force to start again"
                 if ours
                 else "another folder: it holds no earlier run"
             )
             raise OutputFolderError(f"--out {out} is not empty; use {hint}.")
-        _remove_checkpoint(out / "checkpoint")
+        if force:
+            shutil.rmtree(checkpoint)
     out.mkdir(parents=True, exist_ok=True)
-
-
-def _remove_checkpoint(folder: Path) -> None:
-    import shutil
-
-    if (folder / "run.json").exists():
-        shutil.rmtree(folder)
 
 
 def _metrics(
@@ -201,7 +199,7 @@ def _metrics(
 ) -> dict[str, Any]:
     unit = BITS / experiment.per_datum
     truth = experiment.truth(split.holdout)
-    null = inference.estimate(experiment.null(fitted.diffusion, split.holdout)) * unit
+    null = inference.estimate(fitted.diffusion.null_log_prob(split.holdout)) * unit
     bound = inference.estimate(terms.total) * unit
     metrics = {
         "experiment": experiment.name,
@@ -216,7 +214,7 @@ def _metrics(
         "null": _entry(null),
         "truth": _entry(None if truth is None else _exact(truth) * unit),
         "bound_above_null": _entry(
-            inference.estimate(terms.total - experiment.null(fitted.diffusion, split.holdout)) * unit
+            inference.estimate(terms.total - fitted.diffusion.null_log_prob(split.holdout)) * unit
         ),
         "terms": {
             "prior": _entry(inference.estimate(-terms.prior) * unit),

@@ -10,20 +10,18 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
-from numpyro.distributions import Normal
 
 from nedm_ppl import data, inference, models
 from nedm_ppl.experiments.base import Experiment, Result, Split
 from nedm_ppl.experiments.figures import training_figures, write
-from nedm_ppl.models.discrete import quantise
 
 __all__ = ["DIGITS"]
 
 PIXELS = 64
 SHIFTED_SHARE = 0.5
+BLANK = data.digits().levels[0]
 
 
 def split(seed: int) -> Split:
@@ -42,8 +40,7 @@ def build(key: Array, split: Split, num_steps: int, first_step: str) -> models.D
 def shift(key: Array, images: Array) -> Array:
     """Half of the images moved by up to one pixel each way, blank where nothing was."""
     key_which, key_move = jax.random.split(key)
-    blank = data.digits().levels[0]
-    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=blank)
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1)), constant_values=BLANK)
     moved = jax.random.bernoulli(key_which, SHIFTED_SHARE, (len(images), 1))
     corner = 1 + jnp.where(moved, jax.random.randint(key_move, (len(images), 2), -1, 2), 0)
     return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1]), (8, 8)))(padded, corner)
@@ -71,13 +68,6 @@ def training(num_steps: int) -> dict[str, Any]:
     }
 
 
-def null(diffusion: models.Diffusion, x0: np.ndarray) -> Array:
-    """Log probability of the grey levels under the noise law, integrated over their bins."""
-    assert diffusion.levels is not None
-    noise = quantise(Normal(jnp.zeros((8, 8)), jnp.ones((8, 8))), diffusion.levels)
-    return noise.to_event(2).log_prob(jnp.asarray(x0))
-
-
 def discrete(metrics: dict[str, Any]) -> dict[str, Any]:
     if metrics["first_step"] != "quantised":
         return {}
@@ -102,7 +92,6 @@ DIGITS = Experiment(
     data=split,
     build=build,
     truth=lambda x0: None,
-    null=null,
     figures=figures,
     num_steps=500,
     first_step="quantised",

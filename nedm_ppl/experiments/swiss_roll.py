@@ -1,7 +1,7 @@
 """Swiss roll in the plane (Section 3.1.1, Figure 1): a Gaussian chain of 40 steps.
 
-Two entries: a residual network that predicts x_0, and the paper's own network, 16 radial basis functions with a readout
-per step in the parameterisation of equations 64 and 65.
+Two entries: a residual network in the velocity parameterisation, and the paper's own network, 16 radial basis functions
+with a readout per step in the parameterisation of equations 64 and 65.
 """
 
 from dataclasses import replace
@@ -33,7 +33,7 @@ def split(seed: int) -> Split:
 def build(key: Array, split: Split, num_steps: int, first_step: str) -> models.Diffusion:
     process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(num_steps))
     network = models.networks.ResidualMLP((2,), (2, 2), num_steps, key=key)
-    return models.Diffusion(process, models.DataPrediction(network), first_step=first_step)
+    return models.Diffusion(process, models.VelocityPrediction(network), first_step=first_step)
 
 
 def build_rbf(key: Array, split: Split, num_steps: int, first_step: str) -> models.Diffusion:

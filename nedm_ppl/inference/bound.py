@@ -21,7 +21,6 @@ from numpyro.infer import ELBO
 from numpyro.primitives import Messenger
 
 from nedm_ppl.inference.divergence import divergence
-from nedm_ppl.models.chain import MarkovChain
 from nedm_ppl.models.diffusion import Diffusion
 
 __all__ = ["BoundTerms", "TrajectoryBound", "bound_terms"]
@@ -141,14 +140,14 @@ class TrajectoryBound(ELBO):
         sites = [site for site in model_trace.values() if "diffusion" in site.get("infer", {})]
         if not sites:
             raise ValueError("TrajectoryBound needs a program that runs diffusion.model; it found no diffusion site.")
-        analytic = {site["name"] for site in sites} | {site["infer"]["trajectory"] for site in sites}
+        analytic = {site["name"] for site in sites}
         elbo = sum(
             (self._site_bound(jax.random.fold_in(key_bound, i), site) for i, site in enumerate(sites)),
             start=jnp.zeros(()),
         )
         for sign, sampled in ((1.0, model_trace), (-1.0, guide_trace)):
             for name, site in sampled.items():
-                if site["type"] == "sample" and name not in analytic:
+                if site["type"] == "sample" and name not in analytic and not _is_trajectory(site):
                     elbo = elbo + sign * _scaled_sum(site, site["fn"].log_prob(site["value"]))
         return elbo
 
@@ -171,14 +170,18 @@ class TrajectoryBound(ELBO):
 
 
 class unsampled_trajectories(Messenger):
-    """A NumPyro handler that gives every latent trajectory a placeholder value, so that no chain is run for it."""
+    """A NumPyro handler that gives the trajectories of diffusions a placeholder value, so that no chain is run for them.
+
+    It knows them by the mark that `Diffusion.model` and `Diffusion.guide` leave in `infer`; other sites are let be."""
 
     def process_message(self, msg: dict) -> None:
-        fn = msg.get("fn")
-        base = fn.base_dist if isinstance(fn, MaskedDistribution) else fn
-        if msg["type"] == "sample" and isinstance(base, MarkovChain) and msg["value"] is None:
-            dtype = int if base.is_discrete else float
-            msg["value"] = jnp.zeros(base.shape(msg["kwargs"].get("sample_shape", ())), dtype)
+        if msg["type"] == "sample" and _is_trajectory(msg) and msg["value"] is None:
+            dtype = int if msg["fn"].support.is_discrete else float
+            msg["value"] = jnp.zeros(msg["fn"].shape(msg["kwargs"].get("sample_shape", ())), dtype)
+
+
+def _is_trajectory(site: dict) -> bool:
+    return "diffusion_trajectory" in site.get("infer", {})
 
 
 def _scaled_sum(site: dict, log_prob: Array) -> Array:

@@ -32,7 +32,9 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: ArrayLike) -> Estimate:
-    """Mean of independent per-datum values, with its standard error sd / sqrt(n): data and Monte Carlo spread together."""
+    """Mean of per-datum values with its standard error sd / sqrt(n), data and Monte Carlo spread together.
+
+    Steps drawn with low discrepancy are shared out over a batch; that makes the error smaller than stated, not larger."""
     values = np.asarray(values, np.float64)
     se = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else math.nan
     return Estimate(float(values.mean()), float(se))
@@ -61,7 +63,9 @@ def evaluate(
         Terms in nats, shape (N,), and (num_times, N) for the divergences. `estimate(terms.total)` is the
         bound's mean with its standard error.
     """
-    diffusion.process.check_data(x0)
+    diffusion.check_data(x0)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     x0 = np.asarray(x0)
     starts = range(0, len(x0), batch_size)
     batches = []

@@ -7,6 +7,7 @@ that made it; a run with other data, another key or another network is refused i
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ from nedm_ppl.inference.evaluation import Estimate
 __all__ = ["CheckpointError", "TrainingRecord"]
 
 DESCRIPTION = "run.json"
+OTHER = {
+    "model": "another model",
+    "data": "other data",
+    "validation": "another validation part",
+    "rng_key": "another key",
+    "arrays": "another model or optimiser",
+}
 
 
 class CheckpointError(ValueError):
@@ -29,7 +37,9 @@ class CheckpointError(ValueError):
 class TrainingRecord:
     """Counts steps, keeps the history, and writes both with the state of the optimiser."""
 
-    def __init__(self, *, num_steps: int, batch_size: int, log_every: int, data: np.ndarray, rng_key: Array):
+    def __init__(
+        self, *, diffusion: Any, data: np.ndarray, validation: np.ndarray | None, rng_key: Array, **options: Any
+    ):
         self.step = 0
         self.seconds = 0.0
         self._trace: list[tuple[float, float]] = []
@@ -37,11 +47,11 @@ class TrainingRecord:
         self._description: dict[str, Any] = {
             "format": "nedm_ppl.training",
             "version": 1,
-            "num_steps": num_steps,
-            "batch_size": batch_size,
-            "log_every": log_every,
-            "data": hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest(),
+            "model": _digest(re.sub(r" at 0x[0-9a-f]+", "", str(jax.tree.structure(diffusion))).encode()),
+            "data": _digest(np.ascontiguousarray(data).tobytes()),
+            "validation": None if validation is None else _digest(np.ascontiguousarray(validation).tobytes()),
             "rng_key": np.asarray(_plain(rng_key)).tolist(),
+            **options,
         }
 
     def add_steps(self, count: int, bound: float, seconds: float) -> None:
@@ -85,9 +95,12 @@ class TrainingRecord:
                     f"checkpoint folder {folder} is not empty; pass resume=True, or name another folder."
                 )
             folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(self._description))
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self._description))
+            temporary.replace(file)
             return state
         if not file.exists():
+            file.with_suffix(".tmp").unlink(missing_ok=True)  # of a run killed as it began
             if folder.exists() and any(folder.iterdir()):
                 raise CheckpointError(f"checkpoint folder {folder} holds no training run: {DESCRIPTION} is missing.")
             return self.open(folder, state, resume=False)
@@ -115,9 +128,7 @@ class TrainingRecord:
             ) from None
         for name, expected in self._description.items():
             if name not in keys or found[name] != expected:
-                what = {"data": "other data", "rng_key": "another key", "arrays": "another model or optimiser"}.get(
-                    name, f"{name} {found.get(name)!r} and not {expected!r}"
-                )
+                what = OTHER.get(name, f"{name} {found.get(name)!r} and not {expected!r}")
                 raise CheckpointError(f"{file.parent} holds a run with {what}; resume with the same arguments.")
 
     def _read(self, folder: Path, state: Any) -> Any:
@@ -152,6 +163,10 @@ def _manager(folder: Path) -> Any:
 
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=False)
     return ocp.CheckpointManager(folder.absolute() / "steps", options=options)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _leaves(state: Any) -> list[Array]:

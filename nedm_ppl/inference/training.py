@@ -36,7 +36,7 @@ BITS = 1.0 / np.log(2.0)
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The training loss became NaN or infinite."""
+    """The training loss, or a weight, became NaN or infinite."""
 
 
 class Fitted(NamedTuple):
@@ -107,20 +107,32 @@ def fit(
         num_times: Steps of the chain per datum in evaluations, stratified; None takes all.
         checkpoint: Folder for the run's state; written every `checkpoint_every` steps and at the end.
         checkpoint_every: Optimiser steps between two writes; a multiple of `log_every`.
-        resume: Go on from the folder's last complete state, with the same arguments, to bit-identical weights.
+        resume: Go on from the folder's last complete state, with the same arguments, to bit-identical weights. Another
+            model, data, key or option is refused; the optimiser's settings and `augment` cannot be compared and are trusted.
         log_every: Steps between two entries of the history; they run as one compiled loop.
         progress: Whether to show a bar.
 
     Raises:
         ValueError: data that are empty, not finite, of the wrong shape or outside the process's support; num_steps < 1; a
             checkpoint folder in use without `resume`, or of another run.
-        NonFiniteLossError: the loss stopped being finite; the last checkpoint is intact.
+        NonFiniteLossError: the loss or the weights stopped being finite; the last checkpoint is intact.
     """
     data = _checked(diffusion, data, "data")
     validation = None if validation is None else _checked(diffusion, validation, "validation")
     holdout = None if holdout is None else _checked(diffusion, holdout, "holdout")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1; got {num_steps}.")
+    counts = {
+        "num_steps": num_steps,
+        "batch_size": batch_size,
+        "log_every": log_every,
+        "evaluate_every": evaluate_every,
+    }
+    for name, count in (counts | {"checkpoint_every": checkpoint_every}).items():
+        if count != int(count) or count < 1:
+            raise ValueError(f"{name} must be an integer of at least 1; got {count}.")
+    if not 0.0 <= average_decay < 1.0:
+        raise ValueError(f"average_decay must lie in [0, 1); got {average_decay:g}.")
+    if resume and checkpoint is None:
+        raise ValueError("checkpoint must name the folder to resume from where resume is True; got None.")
     if checkpoint is not None and checkpoint_every % log_every:
         raise ValueError(f"checkpoint_every must be a multiple of log_every = {log_every}; got {checkpoint_every}.")
     if patience is not None and validation is None:
@@ -141,7 +153,17 @@ def fit(
     if not parameters:
         raise ValueError("diffusion must have parameters to train; its reverse kernel has no floating-point arrays.")
     state = _State(svi_state, parameters, parameters)
-    record = TrainingRecord(num_steps=num_steps, batch_size=batch_size, log_every=log_every, data=data, rng_key=rng_key)
+    record = TrainingRecord(
+        diffusion=diffusion,
+        data=data,
+        validation=validation,
+        rng_key=rng_key,
+        average_decay=average_decay,
+        num_times=num_times,
+        patience=patience,
+        objective=_described(svi.loss),
+        **(counts | {"batch_size": batch_size}),
+    )
     folder = None if checkpoint is None else Path(checkpoint)
     if folder is not None:
         state = record.open(folder, state, resume=resume)
@@ -149,21 +171,22 @@ def fit(
     seed = int(jax.random.randint(key_data, (), 0, np.iinfo(np.int32).max))
     run = _compiled(svi, augment, average_decay, jax.random.fold_in(key_data, 1))
     on_device = jnp.asarray(data)
-    null = estimate(diffusion.process.null_log_prob(on_device)).mean
+    null = estimate(diffusion.null_log_prob(on_device)).mean
 
     with tqdm(total=num_steps, initial=record.step, desc="fit", unit="step", disable=not progress) as bar:
         while record.step < num_steps and not record.stopped(patience):
             count = min(log_every, num_steps - record.step)
             start = time.perf_counter()
             indices = _minibatches(seed, len(data), batch_size, record.step, count)
-            new_state, losses = run(state, on_device, jnp.asarray(indices), record.step)
+            new_state, losses, finite = run(state, on_device, jnp.asarray(indices), record.step)
             losses = np.asarray(losses)
-            if not np.all(np.isfinite(losses)):
-                step = record.step + int(np.argmin(np.isfinite(losses))) + 1
+            if not (finite and np.all(np.isfinite(losses))):
+                bad = ~np.isfinite(losses)
+                at = int(np.argmax(bad)) if bad.any() else count - 1
+                what = f"the loss was {losses[at]}" if bad.any() else "the weights were no longer finite"
                 kept = "" if folder is None else f" The last checkpoint in {folder} is intact."
                 raise NonFiniteLossError(
-                    f"the loss was {losses[step - record.step - 1]} at step {step}. Lower the learning rate, or clip the "
-                    f"gradient.{kept}"
+                    f"{what} at step {record.step + at + 1}. Lower the learning rate, or clip the gradient.{kept}"
                 )
             state = new_state
             record.add_steps(count, -losses.mean(), time.perf_counter() - start)
@@ -174,7 +197,8 @@ def fit(
                 value = estimate(evaluate(key_eval, average, validation, num_times=num_times).total)
                 if record.add_validation(value):
                     state = state._replace(best=state.average)
-            if folder is not None and (record.step % checkpoint_every == 0 or record.step == num_steps):
+            ended = record.step == num_steps or record.stopped(patience)
+            if folder is not None and (record.step % checkpoint_every == 0 or ended):
                 record.write(folder, state)
 
     chosen = state.average if validation is None else state.best
@@ -205,7 +229,9 @@ def with_parameters(diffusion: Diffusion, parameters: dict[str, Any]) -> Diffusi
 
 
 def _compiled(svi: SVI, augment: Augmentation | None, decay: float, key_augment: Array) -> Callable:
-    """Several optimiser steps as one compiled loop: (state, data, indices (steps, batch), first step) -> (state, losses)."""
+    """Several optimiser steps as one compiled loop.
+
+    (state, data, indices (steps, batch), first step) -> (state, losses (steps,), whether the weights are finite)."""
 
     def step(carry: tuple[_State, Array], index: Array, data: Array) -> tuple[tuple[_State, Array], Array]:
         state, number = carry
@@ -218,9 +244,10 @@ def _compiled(svi: SVI, augment: Augmentation | None, decay: float, key_augment:
         return (_State(svi_state, average, state.best), number + 1), loss
 
     @jax.jit
-    def run(state: _State, data: Array, indices: Array, first: ArrayLike) -> tuple[_State, Array]:
+    def run(state: _State, data: Array, indices: Array, first: ArrayLike) -> tuple[_State, Array, Array]:
         (state, _), losses = jax.lax.scan(lambda c, i: step(c, i, data), (state, jnp.asarray(first)), indices)
-        return state, losses
+        finite = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(svi.get_params(state.svi))]
+        return state, losses, jnp.all(jnp.stack(finite))
 
     return run
 
@@ -237,11 +264,15 @@ def _minibatches(seed: int, num_data: int, batch_size: int, first: int, count: i
     return rows
 
 
+def _described(objective: ELBO) -> str:
+    """An objective's name and options, so that a resumed run can be told from another."""
+    options = ", ".join(f"{name}={value}" for name, value in sorted(vars(objective).items()) if not callable(value))
+    return f"{type(objective).__name__}({options})"
+
+
 def _checked(diffusion: Diffusion, x0: ArrayLike, name: str) -> np.ndarray:
     try:
-        diffusion.process.check_data(x0)
-        if np.ndim(x0) != diffusion.process.event_dim + 1:
-            raise ValueError(f"x0 must have one batch axis before {diffusion.event_shape}; got shape {np.shape(x0)}.")
+        diffusion.check_data(x0)
     except ValueError as error:
         raise ValueError(str(error).replace("x0", name, 1)) from None
     return np.asarray(x0, jnp.result_type(float))

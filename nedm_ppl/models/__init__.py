@@ -17,3 +17,4 @@ from nedm_ppl.models.reverse import DataPrediction as DataPrediction
 from nedm_ppl.models.reverse import DriftVariance as DriftVariance
 from nedm_ppl.models.reverse import NoisePrediction as NoisePrediction
 from nedm_ppl.models.reverse import Parameterisation as Parameterisation
+from nedm_ppl.models.reverse import VelocityPrediction as VelocityPrediction

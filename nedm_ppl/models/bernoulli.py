@@ -61,12 +61,20 @@ class BernoulliDiffusion(DiffusionProcess):
         return dist.BernoulliLogits(jnp.full(self.event_shape, logit)).to_event(self.event_dim)
 
     def step(self, t: ArrayLike, x: Array) -> Distribution:
-        return self._bits(*self._erase(x, self.schedule.rates[t - 1], 1.0 - self.schedule.rates[t - 1]))
+        return dist.BernoulliLogits(self.step_logits(t, x)).to_event(self.event_dim)
+
+    def step_logits(self, t: ArrayLike, x: Array) -> Array:
+        r"""$\log q(x_t = 1 | x_{t-1} = x) / q(x_t = 0 | x_{t-1} = x)$ per bit, shape (*batch, *event)."""
+        self.check_time(t)
+        one, zero = self._erase(x, self.schedule.rates[t - 1], self.schedule.keep[t - 1])
+        return jnp.log(one) - jnp.log(zero)
 
     def marginal(self, t: ArrayLike, x0: Array) -> Distribution:
+        self.check_time(t, first=0)
         return self._bits(*self._erase(x0, self.schedule.one_minus_alpha_bar[t], self.schedule.alpha_bar[t]))
 
     def posterior(self, t: ArrayLike, x_t: Array, x0: Array) -> Distribution:
+        self.check_time(t, first=2)
         return dist.BernoulliLogits(self.posterior_logits(t, x_t, x0)).to_event(self.event_dim)
 
     def posterior_logits(self, t: ArrayLike, x_t: Array, x0: ArrayLike) -> Array:
@@ -74,15 +82,15 @@ class BernoulliDiffusion(DiffusionProcess):
         prior_1, prior_0 = self._erase(
             jnp.asarray(x0), self.schedule.one_minus_alpha_bar[t - 1], self.schedule.alpha_bar[t - 1]
         )
-        beta = self.schedule.rates[t - 1]
-        return jnp.log(prior_1) - jnp.log(prior_0) + self._log_likelihood_ratio(x_t, beta, 1.0 - beta)
+        likelihood = self._log_likelihood_ratio(x_t, self.schedule.rates[t - 1], self.schedule.keep[t - 1])
+        return jnp.log(prior_1) - jnp.log(prior_0) + likelihood
 
     def evidence(self, t: ArrayLike, x_t: Array) -> Array:
         r"""What a bit says about itself: $\log q(x_t | x_0 = 1) / q(x_t | x_0 = 0)$, shape (*batch, *event)."""
         return self._log_likelihood_ratio(x_t, self.schedule.one_minus_alpha_bar[t], self.schedule.alpha_bar[t])
 
     def step_entropy(self, t: ArrayLike, x: Array) -> Array:
-        return self._entropy(*self._erase(x, self.schedule.rates[t - 1], 1.0 - self.schedule.rates[t - 1]))
+        return self._entropy(*self._erase(x, self.schedule.rates[t - 1], self.schedule.keep[t - 1]))
 
     def marginal_entropy(self, t: ArrayLike, x0: Array) -> Array:
         return self._entropy(*self._erase(x0, self.schedule.one_minus_alpha_bar[t], self.schedule.alpha_bar[t]))

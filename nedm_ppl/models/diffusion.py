@@ -17,11 +17,12 @@ from typing import Any, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.contrib.module import eqx_module
-from numpyro.distributions import Distribution, Normal
+from numpyro.distributions import Distribution, Independent, Normal
 
 from nedm_ppl.models.chain import MarkovChain
 from nedm_ppl.models.discrete import check_levels, quantise
@@ -30,6 +31,7 @@ from nedm_ppl.models.reverse import Parameterisation
 
 __all__ = ["Diffusion"]
 
+TRAJECTORY = {"diffusion_trajectory": True}
 FIRST_STEPS = ("fixed", "learned", "quantised")
 
 
@@ -61,13 +63,18 @@ class Diffusion(eqx.Module):
         levels: Sequence[float] | ArrayLike | None = None,
     ):
         self.process, self.reverse, self.first_step = process, reverse, first_step
-        self.levels = check_levels(levels) if levels is not None else getattr(reverse, "levels", None)
+        own = getattr(reverse, "levels", None)
+        self.levels = own if levels is None else tuple(float(level) for level in levels)  # type: ignore[union-attr]
 
     def __check_init__(self):
         if self.first_step not in FIRST_STEPS:
             raise ValueError(f"first_step must be one of {', '.join(FIRST_STEPS)}; got {self.first_step!r}.")
         if isinstance(self.reverse, Parameterisation):
             self.reverse.check_process(self.process)
+        if self.levels is not None:
+            check_levels(self.levels)
+        if self.levels != getattr(self.reverse, "levels", self.levels):
+            raise ValueError("levels must be left to a LevelPrediction, which brings its own; got others beside it.")
         if self.first_step == "quantised" and self.levels is None:
             raise ValueError(
                 "levels must be given for a quantised first step: the values a coordinate of x_0 can take."
@@ -87,9 +94,16 @@ class Diffusion(eqx.Module):
 
     def kernel(self, t: ArrayLike, x: Array) -> Distribution:
         r"""The reverse kernel $p(x_{t-1} | x_t = x)$, for t = 2..T (and t = 1 where the first step is learned)."""
+        self.process.check_time(t)
         if isinstance(self.reverse, Parameterisation):
             return self.reverse(self.process, t, x)
-        return self.reverse(t, x)
+        law = self.reverse(t, x)
+        if law.event_shape != self.event_shape:
+            raise ValueError(
+                f"reverse must return a distribution of event shape {self.event_shape}; got batch shape {law.batch_shape} and "
+                f"event shape {law.event_shape}. Add .to_event({self.process.event_dim})."
+            )
+        return law
 
     def first_kernel(self, x1: Array) -> Distribution:
         r"""The first step $p(x_0 | x_1)$."""
@@ -101,7 +115,8 @@ class Diffusion(eqx.Module):
             return self.reverse.data_law(self.process, 1, x1)
         assert self.levels is not None  # checked at construction
         kernel = self.kernel(1, x1)
-        if not isinstance(normal := getattr(kernel, "base_dist", kernel), Normal):
+        normal = kernel.base_dist if isinstance(kernel, Independent) else kernel
+        if not isinstance(normal, Normal):
             raise ValueError(
                 f"first_step 'quantised' integrates a Gaussian kernel at t = 1; got a {type(normal).__name__}. "
                 "Use 'learned', or a kernel that ends in Normal(...).to_event()."
@@ -111,6 +126,32 @@ class Diffusion(eqx.Module):
     def reverse_chain(self) -> MarkovChain:
         r"""The reverse trajectory $p(x_{1..T})$; event shape (T, *event), time ascending."""
         return MarkovChain(self.process.stationary(), self.kernel, first=1, last=self.num_steps, reverse=True)
+
+    def null_log_prob(self, x0: ArrayLike) -> Array:
+        r"""Log likelihood of data under the noise law, whose mean is $L_\text{null}$; nats, exact, shape (*batch,).
+
+        A density $\log \pi(x_0)$ or a probability of bits; with a quantised first step the noise law integrated over the
+        grey levels' bins, in the unit of the model's own probabilities."""
+        if self.first_step != "quantised":
+            return self.process.null_log_prob(x0)
+        assert self.levels is not None  # checked at construction
+        noise = Normal(jnp.zeros(self.event_shape), jnp.ones(self.event_shape))
+        return quantise(noise, self.levels).to_event(self.process.event_dim).log_prob(jnp.asarray(x0))
+
+    def check_data(self, x0: ArrayLike) -> None:
+        """Raise a ValueError of one sentence where `x0`, shape (N, *event), cannot be data of this model."""
+        self.process.check_data(x0)
+        if jnp.ndim(x0) != self.process.event_dim + 1:
+            raise ValueError(
+                f"x0 must have one batch axis before its event shape {self.event_shape}; got shape {jnp.shape(x0)}."
+            )
+        if self.first_step == "quantised":
+            log_prob = np.asarray(self.null_log_prob(x0))
+            if not np.all(np.isfinite(log_prob)):
+                raise ValueError(
+                    f"x0 must take the {len(self.levels or ())} grey levels of the quantised first step; datum "
+                    f"{int(np.argmin(np.isfinite(log_prob)))} has other values. Scale the data as the levels were."
+                )
 
     def sample(self, rng_key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         r"""Ancestral samples of $x_0$, exact draws from the model; shape (*sample_shape, *event), memory independent of T."""
@@ -145,11 +186,10 @@ class Diffusion(eqx.Module):
         diffusion = self._registered()
         with self._plate(x0, num_data, subsample_size) as rows:
             chain = diffusion.reverse_chain()
-            path = numpyro.sample("trajectory", chain)
+            path = numpyro.sample("trajectory", chain, infer=TRAJECTORY)
             first = diffusion.first_kernel(chain.at(path, 1))
             # An analytic bound needs the model and not just this one draw of it; `infer` is NumPyro's place to say so.
-            infer = {"diffusion": diffusion, "trajectory": "trajectory"}
-            return numpyro.sample("x0", first, obs=rows, infer=infer)
+            return numpyro.sample("x0", first, obs=rows, infer={"diffusion": diffusion})
 
     def guide(self, x0: Array, *, num_data: int | None = None, subsample_size: int | None = None) -> None:
         r"""The forward chain as a guide: `trajectory` given $x_0$. Same arguments as `model`; x0 is required."""
@@ -157,7 +197,7 @@ class Diffusion(eqx.Module):
             raise ValueError("x0 must be given to the guide: the forward chain starts from data.")
         diffusion = self._registered()
         with self._plate(x0, num_data, subsample_size) as rows:
-            numpyro.sample("trajectory", diffusion.process.forward(rows))
+            numpyro.sample("trajectory", diffusion.process.forward(rows), infer=TRAJECTORY)
 
     def save(self, folder: str | PathLike, *, overwrite: bool = False) -> None:
         """Write the model as a folder of JSON and arrays; see `nedm_ppl.checkpoint.save`."""

@@ -42,7 +42,7 @@ class FlipRate(Parameterisation):
     network: Network
 
     def __call__(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Distribution:
-        logits = process.step(t, x).base_dist.logits + self._output(process, t, x)
+        logits = process.step_logits(t, x) + self._output(process, t, x)
         return dist.BernoulliLogits(logits).to_event(process.event_dim)
 
     def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -116,9 +116,12 @@ class LevelPrediction(Parameterisation):
         self, network: Network, levels: Sequence[float] | ArrayLike, *, base: Array | None = None, evidence: bool = True
     ):
         self.network = network
-        self.levels = check_levels(levels)
+        self.levels = tuple(float(level) for level in levels)  # type: ignore[union-attr]
         self.base = base
         self.evidence = evidence
+
+    def __check_init__(self):
+        check_levels(self.levels)
 
     def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
         levels = jnp.asarray(self.levels)
@@ -148,6 +151,11 @@ class LevelPrediction(Parameterisation):
 
     def check_process(self, process: DiffusionProcess) -> None:
         require_gaussian(self, process)
+        expected = self.output_shape(process.event_shape)
+        if self.base is not None and self.base.shape != expected:
+            raise ValueError(
+                f"base must have shape {expected}, log weights for every coordinate; got {self.base.shape}."
+            )
 
 
 class _OneOf(constraints._SingletonConstraint):
@@ -233,7 +241,8 @@ def quantise(normal: dist.Normal, levels: tuple[float, ...]) -> Levels:
     inner = 0.5 * (centres[1:] + centres[:-1])
     far = 1e3 * (1.0 + jnp.abs(centres[-1] - centres[0]))  # finite, so that gradients are
     edges = jnp.concatenate([inner[:1] - far, inner, inner[-1:] + far])
-    z = (edges - normal.loc[..., None]) / normal.scale[..., None]
+    loc, scale = jnp.broadcast_arrays(normal.loc, normal.scale)
+    z = (edges - loc[..., None]) / scale[..., None]
     lower, upper = z[..., :-1], z[..., 1:]
     # In the upper tail Phi(b) - Phi(a) = Phi(-a) - Phi(-b), which keeps its digits.
     flip = lower > 0.0
@@ -243,11 +252,10 @@ def quantise(normal: dist.Normal, levels: tuple[float, ...]) -> Levels:
     return Levels(log_upper + jnp.log(-jnp.expm1(ratio)), levels)
 
 
-def check_levels(levels: Sequence[float] | ArrayLike) -> tuple[float, ...]:
-    values = tuple(float(level) for level in levels)  # type: ignore[union-attr]
-    if len(values) < 2 or any(b <= a for a, b in pairwise(values)):
-        raise ValueError(f"levels must be at least two increasing values; got {values}.")
-    return values
+def check_levels(levels: tuple[float, ...]) -> None:
+    """Raise a ValueError where `levels` are not two or more increasing values."""
+    if len(levels) < 2 or any(not a < b for a, b in pairwise(levels)):
+        raise ValueError(f"levels must be at least two increasing values; got {levels}.")
 
 
 def require_bernoulli(parameterisation: Parameterisation, process: DiffusionProcess) -> None:

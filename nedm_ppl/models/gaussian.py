@@ -43,14 +43,16 @@ class GaussianDiffusion(DiffusionProcess):
         return dist.Normal(jnp.zeros(self.event_shape), 1.0).to_event(self.event_dim)
 
     def step(self, t: ArrayLike, x: Array) -> Distribution:
-        beta = self.schedule.rates[t - 1]
-        return self._normal(jnp.sqrt(1.0 - beta) * x, beta)
+        self.check_time(t)
+        return self._normal(jnp.sqrt(self.schedule.keep[t - 1]) * x, self.schedule.rates[t - 1])
 
     def marginal(self, t: ArrayLike, x0: Array) -> Distribution:
+        self.check_time(t, first=0)
         alpha_bar, noise = self.schedule.alpha_bar[t], self.schedule.one_minus_alpha_bar[t]
         return self._normal(jnp.sqrt(alpha_bar) * x0, noise)
 
     def posterior(self, t: ArrayLike, x_t: Array, x0: Array) -> Distribution:
+        self.check_time(t, first=2)
         c, d, var = self.posterior_coefficients(t)
         return self._normal(c * x0 + d * x_t, var)
 
@@ -61,7 +63,7 @@ class GaussianDiffusion(DiffusionProcess):
         # At t = 1 both ends of beta / now are the first rate; the ratio is 1 exactly.
         return (
             jnp.sqrt(schedule.alpha_bar[t - 1]) * (beta / now),
-            jnp.sqrt(1.0 - beta) * (before / now),
+            jnp.sqrt(schedule.keep[t - 1]) * (before / now),
             beta * (before / now),
         )
 

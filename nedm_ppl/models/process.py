@@ -11,7 +11,9 @@ data that are already noise, and the fixed first step $p(x_0 | x_1)$ of Section 
 from abc import abstractmethod
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
@@ -52,7 +54,7 @@ class DiffusionProcess(eqx.Module):
 
     @abstractmethod
     def posterior(self, t: ArrayLike, x_t: Array, x0: Array) -> Distribution:
-        r"""The reverse step of one datum, $q(x_{t-1} | x_t, x_0)$, for t >= 2; a point mass on $x_0$ at t = 1."""
+        r"""The reverse step of one datum, $q(x_{t-1} | x_t, x_0)$, for t >= 2 (at t = 1 it is a point mass)."""
 
     @abstractmethod
     def step_entropy(self, t: ArrayLike, x: Array) -> Array:
@@ -81,6 +83,15 @@ class DiffusionProcess(eqx.Module):
     def forward(self, x0: Array) -> MarkovChain:
         r"""The forward trajectory $q(x_{1..T} | x_0)$; event shape (T, *event), time ascending."""
         return MarkovChain(self.step(1, x0), self.step, first=1, last=self.num_steps)
+
+    def check_time(self, t: ArrayLike, first: int = 1) -> None:
+        """Raise a ValueError where `t` is not one time in first..T; a traced t has its shape checked, not its value."""
+        if jnp.ndim(t) != 0:
+            raise ValueError(
+                f"t must be a scalar, one time for all data; got shape {jnp.shape(t)}. Use jax.vmap over times."
+            )
+        if not isinstance(t, jax.core.Tracer) and not first <= np.asarray(t) <= self.num_steps:
+            raise ValueError(f"t must lie in {first}..{self.num_steps}; got {t}.")
 
     def check_shape(self, x0: ArrayLike) -> None:
         """Raise a ValueError where `x0` is empty or its trailing axes are not one datum's."""

@@ -29,7 +29,15 @@ from numpyro.distributions import Distribution
 from nedm_ppl.models.gaussian import GaussianDiffusion
 from nedm_ppl.models.process import DiffusionProcess
 
-__all__ = ["DataPrediction", "DriftVariance", "Network", "NoisePrediction", "Parameterisation", "map_network"]
+__all__ = [
+    "DataPrediction",
+    "DriftVariance",
+    "Network",
+    "NoisePrediction",
+    "Parameterisation",
+    "VelocityPrediction",
+    "map_network",
+]
 
 Network = Callable[[ArrayLike, Array], Array]
 
@@ -55,7 +63,21 @@ class Parameterisation(eqx.Module):
         return map_network(self.network, t, x, process.event_shape, self.output_shape(process.event_shape))
 
 
-class DriftVariance(Parameterisation):
+class _PairPrediction(Parameterisation):
+    """A network with two outputs per coordinate of a Gaussian chain: `(t, x) -> (2, *event)`."""
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (2, *event_shape)
+
+    def check_process(self, process: DiffusionProcess) -> None:
+        require_gaussian(self, process)
+
+    def _pair(self, process: DiffusionProcess, t: ArrayLike, x: Array) -> tuple[Array, Array]:
+        output = jnp.moveaxis(self._output(process, t, x), -1 - process.event_dim, 0)
+        return output[0], output[1]
+
+
+class DriftVariance(_PairPrediction):
     r"""The paper's parameterisation, equations 64 and 65.
 
     $\Sigma = \sigma(z^\Sigma + \mathrm{logit}\, \beta_t)$ and $\mu = (x - z^\mu)(1 - \Sigma) + z^\mu$, per coordinate:
@@ -68,23 +90,32 @@ class DriftVariance(Parameterisation):
     network: Network
 
     def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
-        beta = process.schedule.rates[t - 1]
-        z_mean, z_var = self._output(process, t, x)
-        var = jax.nn.sigmoid(z_var + jnp.log(beta) - jnp.log1p(-beta))
+        z_mean, z_var = self._pair(process, t, x)
+        logit = jnp.log(process.schedule.rates[t - 1]) - jnp.log(process.schedule.keep[t - 1])
+        var = jax.nn.sigmoid(z_var + logit)
         return dist.Normal((x - z_mean) * (1.0 - var) + z_mean, jnp.sqrt(var)).to_event(process.event_dim)
 
-    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (2, *event_shape)
 
-    def check_process(self, process: DiffusionProcess) -> None:
-        require_gaussian(self, process)
+class DataPrediction(_PairPrediction):
+    r"""Prediction of $x_0$ itself, with a learned variance: $m = z^m$ and $V = (1 - \bar\alpha_t) \exp z^V$.
+
+    Args:
+        network: `(t, x) -> (2, *event)`: $z^m$, then $z^V$.
+    """
+
+    network: Network
+
+    def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        mean, log_var = self._pair(process, t, x)
+        return moment_matched(process, t, x, mean, process.schedule.one_minus_alpha_bar[t] * jnp.exp(log_var))
 
 
-class DataPrediction(Parameterisation):
-    r"""Prediction of $x_0$ with a learned variance.
+class NoisePrediction(_PairPrediction):
+    r"""Prediction of the noise $\epsilon = (x_t - \sqrt{\bar\alpha_t}\, x_0) / \sqrt{1 - \bar\alpha_t}$, with a learned variance.
 
-    $m = \sqrt{\bar\alpha_t}\, x_t + \sqrt{1 - \bar\alpha_t}\, z^m$ and $V = (1 - \bar\alpha_t) \exp z^V$: a silent network
-    is the exact reverse chain of data that are N(0, I).
+    $\hat\epsilon = z^m$ and $\mathrm{Var}\,\epsilon = \bar\alpha_t \exp z^V$, so that
+    $m = (x_t - \sqrt{1 - \bar\alpha_t}\, \hat\epsilon) / \sqrt{\bar\alpha_t}$ and $V = (1 - \bar\alpha_t) \exp z^V$. Source: Ho et
+    al., Denoising Diffusion Probabilistic Models, 2020.
 
     Args:
         network: `(t, x) -> (2, *event)`: $z^m$, then $z^V$.
@@ -94,48 +125,38 @@ class DataPrediction(Parameterisation):
 
     def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
         alpha_bar, noise = process.schedule.alpha_bar[t], process.schedule.one_minus_alpha_bar[t]
-        z_mean, z_log_var = self._output(process, t, x)
-        mean = jnp.sqrt(alpha_bar) * x + jnp.sqrt(noise) * z_mean
-        return moment_matched(process, t, x, mean, noise * jnp.exp(z_log_var))
-
-    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (2, *event_shape)
-
-    def check_process(self, process: DiffusionProcess) -> None:
-        require_gaussian(self, process)
-
-
-class NoisePrediction(Parameterisation):
-    r"""Prediction of the noise $\epsilon = (x_t - \sqrt{\bar\alpha_t}\, x_0) / \sqrt{1 - \bar\alpha_t}$ with a learned variance.
-
-    $m = (x_t - \sqrt{1 - \bar\alpha_t}\, \hat\epsilon) / \sqrt{\bar\alpha_t}$ and
-    $V = \frac{1 - \bar\alpha_t}{\bar\alpha_t} \mathrm{Var}\,\epsilon$, with
-    $\hat\epsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, z^m$ and $\mathrm{Var}\,\epsilon = \bar\alpha_t \exp z^V$:
-    the same silent network as that of `DataPrediction`. Source: Ho et al., Denoising Diffusion Probabilistic Models, 2020.
-
-    Args:
-        network: `(t, x) -> (2, *event)`: $z^m$, then $z^V$.
-    """
-
-    network: Network
-
-    def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
-        alpha_bar, noise = process.schedule.alpha_bar[t], process.schedule.one_minus_alpha_bar[t]
-        z_mean, z_log_var = self._output(process, t, x)
-        epsilon = jnp.sqrt(noise) * x + jnp.sqrt(alpha_bar) * z_mean
+        epsilon, log_var = self._pair(process, t, x)
         mean = (x - jnp.sqrt(noise) * epsilon) / jnp.sqrt(alpha_bar)
-        return moment_matched(process, t, x, mean, noise * jnp.exp(z_log_var))
-
-    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (2, *event_shape)
+        return moment_matched(process, t, x, mean, noise * jnp.exp(log_var))
 
     def check_process(self, process: DiffusionProcess) -> None:
         require_gaussian(self, process)
-        if process.num_steps and bool(process.schedule.alpha_bar[-1] == 0.0):
+        last = process.schedule.alpha_bar[-1]
+        if not isinstance(last, jax.core.Tracer) and last == 0.0:
             raise ValueError(
                 "schedule must leave some signal at T for a NoisePrediction, which divides by it; got beta_T = 1. "
                 "Use last_rate=0.5 in schedules.erasing, or predict the data."
             )
+
+
+class VelocityPrediction(_PairPrediction):
+    r"""Prediction half way between data and noise, with a learned variance; the best conditioned of the three.
+
+    $m = \sqrt{\bar\alpha_t}\, x_t + \sqrt{1 - \bar\alpha_t}\, z^m$ and $V = (1 - \bar\alpha_t) \exp z^V$: a silent network
+    is the exact reverse chain of data that are N(0, I). Up to sign $z^m$ is the velocity of Salimans and Ho, Progressive
+    Distillation for Fast Sampling of Diffusion Models, 2022.
+
+    Args:
+        network: `(t, x) -> (2, *event)`: $z^m$, then $z^V$.
+    """
+
+    network: Network
+
+    def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        alpha_bar, noise = process.schedule.alpha_bar[t], process.schedule.one_minus_alpha_bar[t]
+        z_mean, log_var = self._pair(process, t, x)
+        mean = jnp.sqrt(alpha_bar) * x + jnp.sqrt(noise) * z_mean
+        return moment_matched(process, t, x, mean, noise * jnp.exp(log_var))
 
 
 def moment_matched(process: GaussianDiffusion, t: ArrayLike, x: Array, mean: Array, var: Array) -> Distribution:
@@ -148,11 +169,7 @@ def moment_matched(process: GaussianDiffusion, t: ArrayLike, x: Array, mean: Arr
 def map_network(
     network: Network, t: ArrayLike, x: Array, event_shape: tuple[int, ...], output_shape: tuple[int, ...]
 ) -> Array:
-    """Apply a per-datum network to every datum of x, batch axes first; for two outputs (2, *event), the two come first.
-
-    Returns:
-        Shape (*batch, *output), or (2, *batch, *event) where `output_shape` is (2, *event), ready to be unpacked.
-    """
+    """Apply a per-datum network to every datum of x; shape (*batch, *output_shape)."""
     batch_shape = jnp.shape(x)[: jnp.ndim(x) - len(event_shape)]
     flat = jnp.reshape(x, (math.prod(batch_shape), *event_shape))
     output = jax.vmap(network, in_axes=(None, 0))(t, flat) if batch_shape else network(t, x)[None]
@@ -160,8 +177,7 @@ def map_network(
         raise ValueError(
             f"network must return shape {output_shape} for one datum of shape {event_shape}; got {output.shape[1:]}."
         )
-    output = jnp.reshape(output, (*batch_shape, *output_shape))
-    return jnp.moveaxis(output, len(batch_shape), 0) if output_shape == (2, *event_shape) else output
+    return jnp.reshape(output, (*batch_shape, *output_shape))
 
 
 def require_gaussian(parameterisation: Parameterisation, process: DiffusionProcess) -> None:

@@ -46,6 +46,11 @@ class Schedule(eqx.Module):
         raise NotImplementedError
 
     @property
+    def keep(self) -> Array:
+        r"""Share of the signal a step leaves, $1 - \beta_1..1 - \beta_T$, to full relative precision, shape (T,)."""
+        raise NotImplementedError
+
+    @property
     def alpha_bar(self) -> Array:
         r"""Share of the signal left, $\bar\alpha_0..\bar\alpha_T$, shape (T + 1,)."""
         raise NotImplementedError
@@ -95,6 +100,10 @@ class FixedSchedule(Schedule):
         return jnp.asarray(_derived(self.betas)[0])
 
     @property
+    def keep(self) -> Array:
+        return jnp.asarray(1.0 - np.asarray(self.betas))
+
+    @property
     def alpha_bar(self) -> Array:
         return jnp.asarray(_derived(self.betas)[1])
 
@@ -133,6 +142,10 @@ class LearnedSchedule(Schedule):
         later = np.minimum(rates[1:], 1.0 - 1e-5)
         self.logits = jnp.asarray(np.log(later) - np.log1p(-later))
 
+    def __check_init__(self):
+        if not 0.0 < self.first_rate < 1.0:
+            raise ValueError(f"first rate must lie in (0, 1); got {self.first_rate:g}.")
+
     @property
     def num_steps(self) -> int:
         return self.logits.shape[-1] + 1
@@ -140,6 +153,11 @@ class LearnedSchedule(Schedule):
     @property
     def rates(self) -> Array:
         return jnp.concatenate([jnp.full((1,), self.first_rate, self.logits.dtype), jax.nn.sigmoid(self.logits)])
+
+    @property
+    def keep(self) -> Array:
+        first = jnp.full((1,), 1.0 - self.first_rate, self.logits.dtype)
+        return jnp.concatenate([first, jax.nn.sigmoid(-self.logits)])
 
     @property
     def alpha_bar(self) -> Array:
