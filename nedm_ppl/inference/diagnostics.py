@@ -1,8 +1,8 @@
 """Samples, bounds and training traces as ArviZ data: labelled, with units, ready for netCDF.
 
 ArviZ before 1.0 holds groups in its own `InferenceData`, from 1.0 on in xarray's `DataTree`. The groups are built here as
-xarray data sets, the same for both, and only `_container` knows the difference. Every variable carries the attributes
-`long_name`, `units` where it has one, and `estimate`: whether it is exact, unbiased, or a bound.
+xarray data sets, the same for both, and only `_container` and `likelihood_to_elpd` know the difference. Every variable carries
+the attributes `long_name`, `units` where it has one, and `estimate`: whether it is exact, unbiased, or a bound.
 
 ArviZ reads some group names as a promise. `posterior` and `log_likelihood` promise draws of latent variables given data,
 and `az.loo` or `az.compare` reweight across them. Nothing here is of that kind, so nothing here goes by those names: log
@@ -19,11 +19,21 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from nedm_ppl.inference.bound import BoundTerms
+from nedm_ppl.inference.likelihood import LogLikelihood
+from nedm_ppl.inference.pareto import k_threshold
+from nedm_ppl.inference.sandwich import Sandwich
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["bound_to_arviz", "samples_to_arviz", "trace_to_arviz"]
+__all__ = [
+    "bound_to_arviz",
+    "likelihood_to_arviz",
+    "likelihood_to_elpd",
+    "samples_to_arviz",
+    "sandwich_to_arviz",
+    "trace_to_arviz",
+]
 
 SAMPLE_GROUPS = ("prior", "posterior_predictive")
 PER_UNIT = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
@@ -132,6 +142,112 @@ def bound_to_arviz(terms: BoundTerms, *, units: str = "nats") -> Any:
     return _container({"bound": _dataset(variables, coords)})
 
 
+def likelihood_to_arviz(result: LogLikelihood, *, units: str = "nats") -> Any:
+    """Importance-sampled log likelihoods, per datum, and the log weights they came from.
+
+    Args:
+        result: As `log_likelihood` returns it; a batch of one axis is called `datum`, of several `datum_0`, `datum_1`, ...
+        units: `nats` or `bits`, of log probabilities and their errors.
+
+    Returns:
+        `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the groups
+
+        - `likelihood`: `log_prob`, `se`, `ess`, `k_hat`, `num_particles`, `flagged`, `reached`; dimensions (*datum,);
+        - `sample_stats`: `log_weight`, dimensions (trajectory, *datum), NaN beyond a datum's own number. Trajectories are no
+          posterior draws, so there is no `chain`, no `draw` and no `posterior` for ArviZ to reweight across.
+
+    Raises:
+        ValueError: units other than these.
+    """
+    if units not in PER_UNIT:
+        raise ValueError(f"units must be nats or bits; got {units!r}.")
+    data, factor = _data_dims(result.log_prob.ndim), PER_UNIT[units]
+    variables = {
+        "log_prob": (data, result.log_prob * factor, _described("log p(x_0)", result.label, units)),
+        "se": (data, result.se * factor, _described("standard error of log_prob", "delta method", units)),
+        "ess": (data, result.ess, _described("effective sample size", "(sum w)^2 / sum w^2")),
+        "k_hat": (data, result.k_hat, _described("Pareto k-hat", "empirical Bayes fit to the largest weights")),
+        "num_particles": (data, result.num_particles, _described("number of trajectories", "exact")),
+        "flagged": (data, result.flagged, _described("k-hat too high to trust log_prob", "exact")),
+        "reached": (data, result.reached, _described("whether the standard error asked for was reached", "exact")),
+    }
+    weight = _described("log p(x_0..x_T) - log q(x_1..x_T | x_0)", "exact for its trajectory", units)
+    weights = {"log_weight": (("trajectory", *data), result.log_weights * factor, weight)}
+    return _container({"likelihood": _dataset(variables), "sample_stats": _dataset(weights)})
+
+
+def likelihood_to_elpd(result: LogLikelihood) -> Any:
+    """Pointwise log likelihood of held-out data as ArviZ's `ELPDData`, for `az.compare` of trained models.
+
+    The data must not have been trained on, and be the same in the same order for every model compared: differences are
+    paired by datum. ArviZ knows leave-one-out estimates alone, so `elpd_loo` is the name under which the holdout's sum travels;
+    nothing is left out or reweighted, and there is no effective number of parameters (NaN). `se` is over data and
+    trajectories; the differences' `dse` likewise. `az.compare` prints "warning" where any datum is flagged.
+
+    Of ArviZ's model weights prefer `method="pseudo-BMA"`: stacking exponentiates every datum's log density, which underflows
+    below -745 nats.
+
+    Args:
+        result: As `log_likelihood` returns it.
+
+    Raises:
+        ValueError: fewer than two data, or an estimate that is not finite.
+    """
+    log_prob = result.log_prob.ravel()
+    if log_prob.size < 2 or not np.all(np.isfinite(log_prob)):
+        raise ValueError(
+            f"an ELPD needs finite log likelihoods of at least two data; got {int(np.isfinite(log_prob).sum())} of "
+            f"{log_prob.size}."
+        )
+    import xarray as xr
+
+    pointwise = xr.DataArray(log_prob, dims=("datum",), coords={"datum": np.arange(log_prob.size)})
+    parts = {
+        "elpd": float(log_prob.sum()),
+        "se": float(np.sqrt(log_prob.size * log_prob.var())),
+        "p": math.nan,
+        "n_samples": int(result.num_particles.max()),
+        "n_data_points": log_prob.size,
+        "warning": bool(result.flagged.any()),
+        "scale": "log",
+        "good_k": float(k_threshold(result.num_particles.max())),
+        "elpd_i": pointwise,
+        "pareto_k": pointwise.copy(data=result.k_hat.ravel()),
+    }
+    if _arviz_1():
+        from arviz_stats.utils import ELPDData
+
+        return ELPDData(kind="loo", **parts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        from arviz.stats.stats_utils import ELPDData
+    names = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
+    # The first entry's name says which criterion it is; printing reads the first three in this order.
+    return ELPDData(data=list(parts.values()), index=[names.get(name, name) for name in parts])
+
+
+def sandwich_to_arviz(result: Sandwich, *, units: str = "nats") -> Any:
+    """Bounds from both sides on simulated data, in the group `sandwich`, and the data themselves in `simulated`.
+
+    Args:
+        result: As `sandwich` returns it.
+        units: `nats` or `bits`.
+
+    Raises:
+        ValueError: units other than these.
+    """
+    if units not in PER_UNIT:
+        raise ValueError(f"units must be nats or bits; got {units!r}.")
+    data, factor = ("datum",), PER_UNIT[units]
+    count = f"{result.num_particles} trajectories"
+    lower = _described("lower bound on log p(x_0)", f"in expectation, {count}", units)
+    upper = _described("upper bound on log p(x_0)", f"in expectation, {count}, one of them exact", units)
+    bounds = {"lower": (data, result.lower * factor, lower), "upper": (data, result.upper * factor, upper)}
+    names = tuple(f"x0_dim_{i}" for i in range(result.x0.ndim - 1))
+    x0 = _described("x_0 drawn from the model", "exact draws from the model, independent")
+    return _container({"sandwich": _dataset(bounds), "simulated": _dataset({"x0": (("datum", *names), result.x0, x0)})})
+
+
 def trace_to_arviz(history: Mapping[str, ArrayLike], *, units: Mapping[str, str] | None = None) -> Any:
     """A training trace, in a group of its own named `training`.
 
@@ -169,6 +285,10 @@ def trace_to_arviz(history: Mapping[str, ArrayLike], *, units: Mapping[str, str]
     return _container({"training": _dataset(variables, coords)})
 
 
+def _described(long_name: str, estimate: str, units: str | None = None) -> dict[str, str]:
+    return {"long_name": long_name, "estimate": estimate} | ({} if units is None else {"units": units})
+
+
 def _units_of(name: str) -> dict[str, str]:
     for suffix in ("bits_per_dim", "bits", "nats"):
         if name.endswith(f"_{suffix}"):
@@ -201,9 +321,13 @@ def _attributes() -> dict[str, str]:
     return {"inference_library": "nedm_ppl", "inference_library_version": version("nedm-ppl")}
 
 
+def _arviz_1() -> bool:
+    return int(version("arviz").split(".")[0]) >= 1
+
+
 def _container(groups: Mapping[str, "xr.Dataset"]) -> Any:
     """The groups in the type that the installed ArviZ works with."""
-    if int(version("arviz").split(".")[0]) >= 1:
+    if _arviz_1():
         import xarray as xr
 
         root = xr.Dataset(attrs=_attributes())

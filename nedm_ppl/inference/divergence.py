@@ -21,8 +21,8 @@ def divergence(rng_key: Array, q: Distribution, p: Distribution) -> Array:
         q: The law the expectation is under.
         p: The law compared with it, same event shape.
     """
-    q_base, q_dims = _unwrap(q)
-    p_base, p_dims = _unwrap(p)
+    q_base, q_dims = unwrap(q)
+    p_base, p_dims = unwrap(p)
     if isinstance(q_base, BernoulliLogits) and isinstance(p_base, BernoulliLogits) and q_dims == p_dims:
         return sum_rightmost(_bernoulli(q_base.logits, p_base.logits), q_dims)
     try:
@@ -39,7 +39,8 @@ def _bernoulli(q: Array, p: Array) -> Array:
     return jnp.where(jnp.isinf(q), jnp.where(q > 0, -log_sigmoid(p), -log_sigmoid(-p)), one + zero)
 
 
-def _unwrap(d: Distribution) -> tuple[Distribution, int]:
+def unwrap(d: Distribution) -> tuple[Distribution, int]:
+    """A law without its `to_event`, and how many batch axes that had made event axes."""
     dims = 0
     while isinstance(d, Independent):
         dims += d.reinterpreted_batch_ndims
