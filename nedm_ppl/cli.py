@@ -1,14 +1,18 @@
-"""The command line: `nedm list`, `nedm run`, `nedm sample`, `nedm show`."""
+"""The command line: `nedm list`, `nedm run`, `nedm sample`, `nedm loglik`, `nedm show`."""
 
 import json
+import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    import numpy as np
 
 app = typer.Typer(
     add_completion=False,
@@ -97,6 +101,52 @@ def sample(
 
 
 @app.command()
+def loglik(
+    model: Annotated[Path, MODEL],
+    data: Annotated[
+        Path | None, typer.Argument(help="Data x_0, .npy, scaled as in training; by default the experiment's holdout.")
+    ] = None,
+    particles: Annotated[int, typer.Option(help="Trajectories per datum; with --target-se, to begin with.")] = 64,
+    target_se: Annotated[float | None, typer.Option(help="Standard error to reach for every datum, nats.")] = None,
+    max_particles: Annotated[int, typer.Option(help="Most trajectories per datum with --target-se.")] = 4096,
+    num: Annotated[int | None, typer.Option(help="Only the first NUM data.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Per-datum results, netCDF; must not exist.")] = Path("loglik.nc"),
+) -> None:
+    """Estimate log p(x_0) of data by importance sampling, with standard errors and diagnostics."""
+    import warnings
+
+    import jax
+
+    from nedm_ppl.inference import TargetNotReachedWarning, log_likelihood
+    from nedm_ppl.models import Diffusion
+
+    if num is not None and num < 1:
+        raise ValueError(f"--num must be at least 1; got {num}.")
+    if out.suffix != ".nc":
+        raise ValueError(f"--out must end in .nc; got {out}.")
+    if out.exists():
+        raise ValueError(f"--out {out} exists; name another file.")
+    folder = _model_folder(model)
+    diffusion = Diffusion.load(folder)
+    x0 = (_holdout(folder) if data is None else _read_array(data))[:num]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TargetNotReachedWarning)  # the table says so
+        result = log_likelihood(
+            jax.random.key(seed),
+            diffusion,
+            x0,
+            num_particles=particles,
+            target_se=target_se,
+            max_particles=max_particles,
+            progress=sys.stderr.isatty() or sys.stdout.isatty(),
+        )
+    result.to_arviz().to_netcdf(str(out))
+    console.print(_likelihood_table(result.summary()))
+    console.print(f"Estimates, errors, diagnostics and log weights of every datum are in {out}.", markup=False)
+
+
+@app.command()
 def show(model: Annotated[Path, MODEL]) -> None:
     """Say what a saved model is, with its numbers where they are beside it."""
     import equinox as eqx
@@ -135,6 +185,53 @@ def show(model: Annotated[Path, MODEL]) -> None:
 
 def _model_folder(path: Path) -> Path:
     return path / "model" if (path / "model").is_dir() else path
+
+
+def _holdout(folder: Path) -> "np.ndarray":
+    """Holdout data of the experiment whose metrics lie beside the model."""
+    from nedm_ppl.experiments import EXPERIMENTS
+
+    metrics = folder.parent / "metrics.json"
+    try:
+        content = json.loads(metrics.read_text())
+        return EXPERIMENTS[content["experiment"]].data(content["seed"]).holdout
+    except FileNotFoundError:
+        raise ValueError(f"DATA must be given: there is no {metrics} that says whose holdout to take.") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"DATA must be given: {metrics} names no experiment of `nedm list`.") from None
+
+
+def _read_array(file: Path) -> "np.ndarray":
+    import numpy as np
+
+    try:
+        values = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise ValueError(f"DATA must be a .npy file; there is nothing at {file}.") from None
+    except (ValueError, EOFError, OSError):
+        values = None
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or values.ndim == 0:
+        raise ValueError(f"DATA must be a .npy file that holds an array of numbers; {file} does not.")
+    return values
+
+
+def _likelihood_table(summary: dict) -> Table:
+    table = Table("quantity", "nats", "bits", title="log p(x_0), importance sampling")
+    mean, se = summary["mean_nats"], summary["se_nats"]
+    bits = f"{summary['mean_bits']:.4f} ± {summary['se_bits']:.4f}"
+    table.add_row("mean over the data", f"[bold]{mean:.4f} ± {se:.4f}[/bold]", f"[bold]{bits}[/bold]")
+    per_nat = 1.0 / math.log(2.0)
+    for name, key in (("  of which Monte Carlo error", "monte_carlo_se_nats"), ("  bias, about", "bias_nats")):
+        table.add_row(name, f"{summary[key]:.4f}", f"{per_nat * summary[key]:.4f}")
+    table.add_section()
+    table.add_row("data", f"{summary['num_data']:,}", "")
+    table.add_row("trajectories per datum, at most", f"{summary['num_particles']:,}", "")
+    table.add_row("effective sample size, least", f"{summary['ess_min']:.1f}", "")
+    table.add_row("Pareto k-hat, largest", f"{summary['k_hat_max']:.2f}", "")
+    table.add_row("data whose k-hat is too high to trust", f"{summary['num_flagged']:,}", "")
+    table.add_row("data above the target standard error", f"{summary['num_above_target']:,}", "")
+    table.caption = str(summary["estimate"])
+    return table
 
 
 def _metrics_table(metrics: dict, published: str = "") -> Table:

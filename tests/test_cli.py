@@ -2,10 +2,13 @@
 
 import json
 import math
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from nedm_ppl import cli
 from nedm_ppl.experiments import EXPERIMENTS
@@ -125,6 +128,60 @@ def test_samples_are_the_models_and_nothing_is_overwritten(run_folder, tmp_path,
     assert code == 2 and "exists; name another file." in said
     code, said = nedm("sample", run_folder / "heartbeat", "--num", 0, "--out", tmp_path / "x.npy", capsys=capsys)
     assert code == 2 and "--num must be at least 1; got 0." in said
+
+
+def test_loglik_writes_every_datum_and_a_table(run_folder, tmp_path, capsys):
+    out = tmp_path / "heartbeat.nc"
+    code, _ = nedm("loglik", run_folder / "heartbeat", "--particles", 32, "--num", 20, "--out", out)
+    shown = capsys.readouterr().out
+    assert code == 0 and "mean over the data" in shown and "unbiased" in " ".join(shown.split())
+    with xr.open_dataset(out, group="likelihood", engine="h5netcdf") as result:
+        mean = float(result["log_prob"].mean())
+        assert result["log_prob"].dims == ("datum",) and result["se"].size == 20
+    assert f"{mean:.4f}" in shown and f"{mean / math.log(2):.4f}" in shown
+    data = tmp_path / "data.npy"
+    np.save(data, EXPERIMENTS["heartbeat"].data(0).holdout[:20])
+    code, _ = nedm(
+        "loglik", run_folder / "heartbeat" / "model", data, "--target-se", 1e-6, "--particles", 32,
+        "--max-particles", 40, "--out", tmp_path / "adaptive.nc",
+    )  # fmt: skip
+    adaptive = " ".join(capsys.readouterr().out.split())
+    assert code == 0 and "neither unbiased nor a bound" in adaptive
+    assert re.search(r"above the target standard error \W+ 20 ", adaptive)
+    with xr.open_dataset(tmp_path / "adaptive.nc", group="sample_stats", engine="h5netcdf") as stats:
+        assert stats["log_weight"].dims == ("trajectory", "datum") and stats["log_weight"].shape == (40, 20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--particles", "0"], "num_particles must be at least 1; got 0."),
+        (["--num", "0"], "--num must be at least 1; got 0."),
+        (["--target-se", "-1"], "target_se must be positive, in nats; got -1."),
+        (["--out", "{tmp}/x.csv"], "--out must end in .nc; got"),
+        (["--out", "{tmp}/taken.nc"], "exists; name another file."),
+        (["{tmp}/nowhere.npy"], "DATA must be a .npy file; there is nothing at"),
+        (["{tmp}/taken.nc"], "DATA must be a .npy file that holds an array of numbers"),
+        (["{tmp}/grey.npy"], "x0 must be binary, 0 or 1"),
+    ],
+)
+def test_loglik_refuses_in_one_sentence(run_folder, tmp_path, capsys, arguments, message):
+    (tmp_path / "taken.nc").write_text("mine")
+    np.save(tmp_path / "grey.npy", np.full((3, 20), 0.5))
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    out = [] if "--out" in arguments else ["--out", tmp_path / "loglik.nc"]
+    code, said = nedm("loglik", run_folder / "heartbeat", *arguments, *out, capsys=capsys)
+    assert code == 2 and message in said
+
+
+def test_loglik_of_a_model_alone_asks_for_data(run_folder, tmp_path, capsys):
+    shutil.copytree(run_folder / "heartbeat" / "model", tmp_path / "alone" / "model")
+    arguments = ["loglik", tmp_path / "alone", "--out", tmp_path / "x.nc"]
+    code, said = nedm(*arguments, capsys=capsys)
+    assert code == 2 and "DATA must be given: there is no" in said
+    (tmp_path / "alone" / "metrics.json").write_text('{"experiment": "mnist"}')
+    code, said = nedm(*arguments, capsys=capsys)
+    assert code == 2 and "names no experiment of" in said
 
 
 def test_show_says_what_a_model_is(run_folder, capsys):

@@ -498,7 +498,7 @@ def test_an_elpd_needs_finite_numbers():
             "gaussian quantised",
             [[0.0, 0.3]],
             {},
-            "x0 must take the 3 grey levels of the quantised first step; got 0.3.",
+            "x0 must take the 3 grey levels of the quantised first step; datum 0",
         ),
     ],
 )

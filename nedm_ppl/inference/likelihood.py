@@ -188,10 +188,11 @@ def log_likelihood(
             of another shape, not finite, or outside the model's support; a limit too small for one step of one trajectory.
     """
     _check_numbers(num_particles, target_se, max_particles, batch_size)
-    check_support(diffusion, x0)
+    diffusion.process.check_shape(x0)
     values = np.asarray(x0, float)
     batch_shape = values.shape[: values.ndim - diffusion.process.event_dim]
     flat = values.reshape(-1, *diffusion.event_shape)
+    diffusion.check_data(flat)
     most = num_particles if target_se is None else max_particles
     sampler = _Sampler(rng_key, diffusion, flat, min(batch_size, most * len(flat)), memory_limit)
 
@@ -222,22 +223,6 @@ def log_likelihood(
             stacklevel=2,
         )
     return result
-
-
-def check_support(diffusion: Diffusion, x0: ArrayLike) -> None:
-    """Raise a ValueError of one sentence where the model gives `x0` probability zero because of what x_0 can be."""
-    diffusion.process.check_data(x0)
-    if diffusion.first_step == "quantised":
-        assert diffusion.levels is not None  # checked at construction
-        levels, values = np.asarray(diffusion.levels), np.asarray(x0)
-        middles = 0.5 * (levels[1:] + levels[:-1])
-        distance = np.abs(values - levels[np.searchsorted(middles, values)])
-        if np.any(distance > 0.01 * np.diff(levels).min()):
-            other = float(values.ravel()[np.argmax(distance)])
-            raise ValueError(
-                f"x0 must take the {len(levels)} grey levels of the quantised first step; got {other:g}. Scale the data as in "
-                "training, and do not dequantise them."
-            )
 
 
 class _Sampler:
