@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -58,19 +59,23 @@ def run(
         raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}; got {experiment!r}.")
     chosen = EXPERIMENTS[experiment]
     out = Path("results") / experiment if out is None else out
-    result = run_experiment(
-        chosen,
-        out,
-        seed=seed,
-        train_steps=steps,
-        num_steps=num_steps,
-        first_step=first_step,
-        resume=resume,
-        force=force,
-        progress=sys.stderr.isatty() or sys.stdout.isatty(),
-    )
+    try:
+        result = run_experiment(
+            chosen,
+            out,
+            seed=seed,
+            train_steps=steps,
+            num_steps=num_steps,
+            first_step=first_step,
+            resume=resume,
+            force=force,
+            progress=sys.stderr.isatty() or sys.stdout.isatty(),
+        )
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command with --resume goes on from the last checkpoint.")
+        raise typer.Exit(130) from None
     console.print(_metrics_table(result.metrics, chosen.published))
-    console.print(f"Model, metrics, figures and ArviZ files are in [bold]{out}[/bold].")
+    console.print(f"Model, metrics, figures and ArviZ files are in {out}.", markup=False)
 
 
 @app.command()
@@ -91,13 +96,16 @@ def sample(
 
     if num_samples < 1:
         raise ValueError(f"--num must be at least 1; got {num_samples}.")
+    if out.suffix != ".npy":
+        raise ValueError(f"--out must end in .npy; got {out}.")
     if out.exists():
         raise ValueError(f"--out {out} exists; name another file.")
     diffusion = Diffusion.load(_model_folder(model))
     with console.status(f"Sampling {diffusion.num_steps} steps"):
         samples = eqx.filter_jit(lambda d, key: d.sample(key, (num_samples,)))(diffusion, jax.random.key(seed))
-        np.save(out, np.asarray(samples))
-    console.print(f"{num_samples} samples of shape {diffusion.event_shape} are in [bold]{out}[/bold].")
+        with out.open("xb") as file:
+            np.save(file, np.asarray(samples))
+    console.print(f"{num_samples} samples of shape {diffusion.event_shape} are in {out}.", markup=False)
 
 
 @app.command()
@@ -159,7 +167,7 @@ def show(model: Annotated[Path, MODEL]) -> None:
     arrays = jax.tree.leaves(eqx.filter(diffusion, eqx.is_inexact_array))
     network = getattr(diffusion.reverse, "network", None)
     rates = diffusion.process.schedule.rates
-    table = Table("part", "value", title=str(folder))
+    table = Table("part", "value", title=escape(str(folder)))
     for part, value in (
         ("process", type(diffusion.process).__name__),
         ("datum", f"shape {diffusion.event_shape}"),
@@ -179,7 +187,7 @@ def show(model: Annotated[Path, MODEL]) -> None:
     if metrics.exists():
         try:
             console.print(_metrics_table(json.loads(metrics.read_text())))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{metrics} is damaged; remove it, or run the experiment again.") from None
 
 
@@ -266,6 +274,3 @@ def main() -> None:
     except (ValueError, FloatingPointError, OSError) as error:
         Console(stderr=True).print(Text("nedm: ", "bold red") + Text(str(error)), soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. A run goes on from its last checkpoint with --resume.")
-        sys.exit(130)

@@ -126,6 +126,8 @@ def test_samples_are_the_models_and_nothing_is_overwritten(run_folder, tmp_path,
     assert code == 0 and samples.shape == (7, 20) and set(np.unique(samples)) <= {0, 1}
     code, said = nedm("sample", run_folder / "heartbeat", "--out", out, capsys=capsys)
     assert code == 2 and "exists; name another file." in said
+    code, said = nedm("sample", run_folder / "heartbeat", "--out", tmp_path / "samples", capsys=capsys)
+    assert code == 2 and "--out must end in .npy" in said
     code, said = nedm("sample", run_folder / "heartbeat", "--num", 0, "--out", tmp_path / "x.npy", capsys=capsys)
     assert code == 2 and "--num must be at least 1; got 0." in said
 
@@ -204,13 +206,27 @@ def test_show_says_what_a_model_is(run_folder, capsys):
         ),
         (["run", "digits", "--first-step", "fixed", "--out", "{tmp}/x"], "must be one of quantised; got 'fixed'"),
         (["run", "heartbeat", "--num-steps", "0", "--out", "{tmp}/x"], "num_steps must be at least 1; got 0"),
-        (["run", "heartbeat", "--steps", "0", "--out", "{tmp}/x"], "num_steps must be at least 1; got 0"),
+        (["run", "heartbeat", "--steps", "0", "--out", "{tmp}/x"], "--steps must be at least 1; got 0"),
+        (["run", "heartbeat", "--resume", "--force", "--out", "{tmp}/x"], "--force starts again; give one of them"),
         (["run", "heartbeat", "--seed", "-1", "--out", "{tmp}/x"], "seed must be at least 0; got -1"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, tmp_path, capsys):
     code, said = nedm(*(argument.format(tmp=tmp_path) for argument in arguments), capsys=capsys)
     assert code == 2 and message in said and "Traceback" not in said
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_mistake_under_force_or_resume_costs_nothing(run_folder, tmp_path, capsys):
+    folder = run_folder / "heartbeat"
+    before = sorted(str(path) for path in folder.rglob("*"))
+    code, _ = nedm("run", "heartbeat", "--out", folder, "--force", "--steps", 0, capsys=capsys)
+    assert code == 2 and sorted(str(path) for path in folder.rglob("*")) == before
+    code, said = nedm("run", "heartbeat", "--out", folder, "--resume", "--steps", 20, "--num-steps", 7, capsys=capsys)
+    assert code == 2 and "holds a run with another model; resume with the same arguments." in said
+    (tmp_path / "metrics.json").write_text("{}")
+    code, said = nedm("run", "heartbeat", "--out", tmp_path, "--resume", *SMALL["heartbeat"], capsys=capsys)
+    assert code == 2 and "it holds no earlier run" in said
 
 
 def test_damaged_metrics_beside_a_model_are_one_sentence(run_folder, capsys):
