@@ -241,22 +241,20 @@ class _Sampler:
 
     def draw(self, data: np.ndarray, first: int, num: int, bar: tqdm) -> np.ndarray:
         """Log weights of trajectories first..first + num - 1 of the data named by index, float32, shape (num, len(data))."""
-        bar.total += num * len(data)
+        total = num * len(data)
+        bar.total += total
         bar.refresh()
-        datum, particle = np.tile(data, num), np.repeat(np.arange(first, first + num), len(data))
-        log_weights = np.empty(datum.size, np.float32)
+        log_weights = np.empty(total, np.float32)
         # All batches have one length, and the last is filled up: one compiled program serves all.
-        rows = min(self.rows, 2 ** math.ceil(math.log2(datum.size)))
-        for start in range(0, datum.size, rows):
-            stop = min(start + rows, datum.size)
-            drawn = self._batch(np.minimum(np.arange(start, start + rows), datum.size - 1), datum, particle)
+        rows = min(self.rows, 2 ** math.ceil(math.log2(total)))
+        for start in range(0, total, rows):
+            stop = min(start + rows, total)
+            place = np.minimum(np.arange(start, start + rows), total - 1)
+            datum, particle = data[place % len(data)], first + place // len(data)
+            drawn = _draw(self.rng_key, self.diffusion, self.x0[datum], datum, particle, self.chunk)
             log_weights[start:stop] = np.asarray(drawn)[: stop - start]
             bar.update(stop - start)
         return log_weights.reshape(num, len(data))
-
-    def _batch(self, index: np.ndarray, datum: np.ndarray, particle: np.ndarray) -> Array:
-        rows, particles = datum[index], particle[index]
-        return _draw(self.rng_key, self.diffusion, self.x0[rows], rows, particles, self.chunk)
 
     def _bytes(self) -> int:
         """Working memory of the compiled program by its own account; 0 where the device keeps none."""
