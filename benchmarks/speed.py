@@ -49,9 +49,8 @@ def library_step(diffusion: models.Diffusion, x0: jax.Array) -> Callable[[], Non
     return run
 
 
-def hand_written_step(diffusion: models.Diffusion, x0: jax.Array) -> Callable[[], None]:
-    """Loss, gradient and optimiser for this one model, in closed form; the network is the same, nothing else is shared."""
-    num_steps, network = diffusion.num_steps, diffusion.reverse.network
+def closed_forms(diffusion: models.Diffusion) -> tuple[np.ndarray, np.ndarray, list[jax.Array]]:
+    """Rates, shares of signal left, and of t = 1..T the signal, the noise, and the posterior's two weights and variance."""
     beta = np.asarray(diffusion.process.schedule.betas)
     alpha_bar = np.concatenate([[1.0], np.cumprod(1.0 - beta)])
     before, now = 1.0 - alpha_bar[:-1], 1.0 - alpha_bar[1:]
@@ -62,7 +61,13 @@ def hand_written_step(diffusion: models.Diffusion, x0: jax.Array) -> Callable[[]
         np.sqrt(1 - beta) * before / now,
         beta * before / now,
     ]
-    tables = [jnp.asarray(table, jnp.float32) for table in tables]
+    return beta, alpha_bar, [jnp.asarray(table, jnp.float32) for table in tables]
+
+
+def hand_written_step(diffusion: models.Diffusion, x0: jax.Array) -> Callable[[], None]:
+    """Loss, gradient and optimiser for this one model, in closed form; the network is the same, nothing else is shared."""
+    num_steps, network = diffusion.num_steps, diffusion.reverse.network
+    beta, alpha_bar, tables = closed_forms(diffusion)
     params, static = eqx.partition(network, eqx.is_inexact_array)
     optimiser = optax.adam(1e-3)
 
@@ -107,17 +112,7 @@ def library_sampler(diffusion: models.Diffusion, num_samples: int) -> Callable[[
 
 def hand_written_sampler(diffusion: models.Diffusion, num_samples: int) -> Callable[[], None]:
     num_steps = diffusion.num_steps
-    beta = np.asarray(diffusion.process.schedule.betas)
-    alpha_bar = np.concatenate([[1.0], np.cumprod(1.0 - beta)])
-    before, now = 1.0 - alpha_bar[:-1], 1.0 - alpha_bar[1:]
-    tables = [
-        alpha_bar[1:],
-        now,
-        np.sqrt(alpha_bar[:-1]) * beta / now,
-        np.sqrt(1 - beta) * before / now,
-        beta * before / now,
-    ]
-    tables = [jnp.asarray(table, jnp.float32) for table in tables]
+    beta, _, tables = closed_forms(diffusion)
 
     @eqx.filter_jit
     def sample(network, key):

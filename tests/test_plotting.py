@@ -72,7 +72,8 @@ def test_swiss_roll_figure(new_axes):
 
 def test_swiss_roll_figure_of_no_drift(new_axes):
     forward, reverse, drift, points = plane()
-    plotting.swiss_roll_figure(forward, reverse, 0.0 * drift, points, new_axes(3, 3))
+    axes = plotting.swiss_roll_figure(forward, reverse, 0.0 * drift, points, new_axes(3, 3))
+    assert axes[2, 2].get_xlim() == axes[0, 0].get_xlim()
 
 
 def test_heartbeat_figure(new_axes):
@@ -174,7 +175,8 @@ def test_bound_by_step(new_axes):
 
 
 def test_bound_by_step_of_one_datum(new_axes):
-    plotting.bound_by_step(np.arange(2, 90), np.ones(88), new_axes())
+    ax = plotting.bound_by_step(np.arange(2, 90), np.ones(88), new_axes())
+    np.testing.assert_allclose(ax.lines[0].get_ydata()[:88], 1.0 / np.log(2.0))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
@@ -266,11 +267,11 @@ class _Sampler:
 
 
 @eqx.filter_jit
-def _draw(rng_key: Array, diffusion: Diffusion, x0: Array, datum: Array, particle: Array, chunk_size: int) -> Array:
+def _draw(rng_key: Array, diffusion: Diffusion, x0: Array, datum: Any, particle: Any, chunk_size: int) -> Array:
     def key_of(datum: Array, particle: Array) -> Array:
         return jax.random.fold_in(jax.random.fold_in(rng_key, datum), particle)
 
-    return draw_log_weights(jax.vmap(key_of)(datum, particle), diffusion, x0, chunk_size=chunk_size)
+    return draw_log_weights(jax.vmap(key_of)(datum, particle), diffusion, jnp.asarray(x0), chunk_size=chunk_size)
 
 
 def _statistics(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

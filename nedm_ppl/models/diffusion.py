@@ -64,7 +64,7 @@ class Diffusion(eqx.Module):
     ):
         self.process, self.reverse, self.first_step = process, reverse, first_step
         own = getattr(reverse, "levels", None)
-        self.levels = own if levels is None else tuple(float(level) for level in levels)  # type: ignore[union-attr]
+        self.levels = own if levels is None else tuple(np.asarray(levels, float).tolist())
 
     def __check_init__(self):
         if self.first_step not in FIRST_STEPS:

@@ -12,6 +12,7 @@ from itertools import pairwise
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.nn import log_sigmoid
@@ -116,7 +117,7 @@ class LevelPrediction(Parameterisation):
         self, network: Network, levels: Sequence[float] | ArrayLike, *, base: Array | None = None, evidence: bool = True
     ):
         self.network = network
-        self.levels = tuple(float(level) for level in levels)  # type: ignore[union-attr]
+        self.levels = tuple(np.asarray(levels, float).tolist())
         self.base = base
         self.evidence = evidence
 
@@ -224,8 +225,9 @@ def log_frequencies(data: ArrayLike, levels: Sequence[float] | ArrayLike, *, pse
         levels: The grey levels.
         pseudo_count: Added to every count.
     """
-    index = jnp.argmin(jnp.abs(jnp.asarray(data)[..., None] - jnp.asarray(levels)), axis=-1)
-    counts = pseudo_count + jnp.sum(jax.nn.one_hot(index, len(tuple(levels))), axis=0)  # type: ignore[arg-type]
+    values = jnp.asarray(levels)
+    index = jnp.argmin(jnp.abs(jnp.asarray(data)[..., None] - values), axis=-1)
+    counts = pseudo_count + jnp.sum(jax.nn.one_hot(index, values.size), axis=0)
     logits = jnp.log(counts)
     return logits - jnp.mean(logits, axis=-1, keepdims=True)
 
