@@ -167,3 +167,12 @@ def test_a_learned_schedule_starts_where_it_is_told_and_holds_its_first_rate():
 def test_bad_rates_are_named(build, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build()
+
+
+def test_rates_used_in_float32_are_float64_again_under_x64():
+    schedule = log_snr_linear(37)
+    at = jax.jit(lambda t: schedule.rates[t])
+    assert at(3).dtype == jax.vmap(at)(jnp.arange(3)).dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert schedule.rates.dtype == jnp.float64
+        np.testing.assert_array_equal(schedule.rates, np.asarray(schedule.betas))

@@ -97,19 +97,19 @@ class FixedSchedule(Schedule):
 
     @property
     def rates(self) -> Array:
-        return jnp.asarray(_derived(self.betas)[0])
+        return _cast(_derived(self.betas)[0])
 
     @property
     def keep(self) -> Array:
-        return jnp.asarray(1.0 - np.asarray(self.betas))
+        return _cast(1.0 - np.asarray(self.betas))
 
     @property
     def alpha_bar(self) -> Array:
-        return jnp.asarray(_derived(self.betas)[1])
+        return _cast(_derived(self.betas)[1])
 
     @property
     def one_minus_alpha_bar(self) -> Array:
-        return jnp.asarray(_derived(self.betas)[2])
+        return _cast(_derived(self.betas)[2])
 
     def __repr__(self) -> str:
         return f"FixedSchedule(num_steps={self.num_steps}, betas={self.betas[0]:.3g}..{self.betas[-1]:.3g})"
@@ -121,6 +121,11 @@ def _derived(betas: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     with np.errstate(divide="ignore"):  # beta_T = 1 erases everything: log alpha_bar_T = -inf, as it should be
         log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-rates))])
     return rates, np.exp(log_alpha_bar), -np.expm1(log_alpha_bar)
+
+
+def _cast(values: np.ndarray) -> Array:
+    """The default precision of the moment; a fresh array, because JAX may hand back an earlier cast of the same one."""
+    return jnp.asarray(np.array(values, jnp.result_type(float)))
 
 
 class LearnedSchedule(Schedule):
