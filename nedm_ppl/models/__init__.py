@@ -12,9 +12,11 @@ from nedm_ppl.models.discrete import LevelPrediction as LevelPrediction
 from nedm_ppl.models.discrete import Levels as Levels
 from nedm_ppl.models.discrete import log_frequencies as log_frequencies
 from nedm_ppl.models.gaussian import GaussianDiffusion as GaussianDiffusion
+from nedm_ppl.models.prior import DiffusionPrior as DiffusionPrior
 from nedm_ppl.models.process import DiffusionProcess as DiffusionProcess
 from nedm_ppl.models.reverse import DataPrediction as DataPrediction
 from nedm_ppl.models.reverse import DriftVariance as DriftVariance
 from nedm_ppl.models.reverse import NoisePrediction as NoisePrediction
 from nedm_ppl.models.reverse import Parameterisation as Parameterisation
+from nedm_ppl.models.reverse import Prediction as Prediction
 from nedm_ppl.models.reverse import VelocityPrediction as VelocityPrediction

@@ -14,7 +14,8 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax import Array
+from jax import Array, nn
+from jax.nn import log_sigmoid
 from jax.scipy.special import entr
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
@@ -85,6 +86,21 @@ class BernoulliDiffusion(DiffusionProcess):
         likelihood = self._log_likelihood_ratio(x_t, self.schedule.rates[t - 1], self.schedule.keep[t - 1])
         return jnp.log(prior_1) - jnp.log(prior_0) + likelihood
 
+    def reverse_step(self, t: ArrayLike, x: Array, data_law: Distribution) -> Distribution:
+        r"""$\sum_b \hat p(x_0 = b)\, q(x_{t-1} | x_t, x_0 = b)$ per bit, exact, in log space throughout."""
+        logits = bit_logits(data_law)
+        if_one, if_zero = self.posterior_logits(t, x, 1.0), self.posterior_logits(t, x, 0.0)
+        log_one = jnp.logaddexp(log_sigmoid(logits) + log_sigmoid(if_one), log_sigmoid(-logits) + log_sigmoid(if_zero))
+        log_zero = jnp.logaddexp(
+            log_sigmoid(logits) + log_sigmoid(-if_one), log_sigmoid(-logits) + log_sigmoid(-if_zero)
+        )
+        return dist.BernoulliLogits(log_one - log_zero).to_event(self.event_dim)
+
+    def implied_data_law(self, t: ArrayLike, x: Array, step: Distribution) -> Distribution:
+        at_one, at_zero = nn.sigmoid(self.posterior_logits(t, x, 1.0)), nn.sigmoid(self.posterior_logits(t, x, 0.0))
+        probs = jnp.clip((step.mean - at_zero) / (at_one - at_zero), 1e-4, 1.0 - 1e-4)
+        return dist.BernoulliLogits(jnp.log(probs) - jnp.log1p(-probs)).to_event(self.event_dim)
+
     def evidence(self, t: ArrayLike, x_t: Array) -> Array:
         r"""What a bit says about itself: $\log q(x_t | x_0 = 1) / q(x_t | x_0 = 0)$, shape (*batch, *event)."""
         return self._log_likelihood_ratio(x_t, self.schedule.one_minus_alpha_bar[t], self.schedule.alpha_bar[t])
@@ -127,3 +143,11 @@ class BernoulliDiffusion(DiffusionProcess):
     @property
     def _event_axes(self) -> tuple[int, ...]:
         return tuple(range(-self.event_dim, 0))
+
+
+def bit_logits(law: Distribution) -> Array:
+    """Log odds of independent bits, `BernoulliLogits` or `BernoulliProbs`, with or without `to_event`."""
+    bits = law.base_dist if isinstance(law, dist.Independent) else law
+    if not isinstance(bits, dist.BernoulliLogits | dist.BernoulliProbs):
+        raise ValueError(f"a law of bits must be a Bernoulli in the end; got a {type(bits).__name__}.")
+    return bits.logits

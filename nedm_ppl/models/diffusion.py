@@ -26,8 +26,9 @@ from numpyro.distributions import Distribution, Independent, Normal
 
 from nedm_ppl.models.chain import MarkovChain
 from nedm_ppl.models.discrete import check_levels, quantise
+from nedm_ppl.models.prior import DiffusionPrior
 from nedm_ppl.models.process import DiffusionProcess
-from nedm_ppl.models.reverse import Parameterisation
+from nedm_ppl.models.reverse import Parameterisation, Prediction
 
 __all__ = ["Diffusion"]
 
@@ -123,6 +124,14 @@ class Diffusion(eqx.Module):
             )
         return quantise(normal, self.levels).to_event(self.process.event_dim)
 
+    def data_law(self, t: ArrayLike, x: Array) -> Distribution:
+        r"""What the model expects of $x_0$ given $x_t = x$, independent over coordinates: the kernel's own prediction,
+        or for a kernel that predicts no $x_0$ the law its step implies. An approximation, not the model's posterior."""
+        self.process.check_time(t)
+        if isinstance(self.reverse, Prediction):
+            return self.reverse.data_law(self.process, t, x)
+        return self.process.implied_data_law(t, x, self.kernel(t, x))
+
     def reverse_chain(self) -> MarkovChain:
         r"""The reverse trajectory $p(x_{1..T})$; event shape (T, *event), time ascending."""
         return MarkovChain(self.process.stationary(), self.kernel, first=1, last=self.num_steps, reverse=True)
@@ -169,6 +178,10 @@ class Diffusion(eqx.Module):
         x0 = self.first_kernel(chain.at(path, 1)).sample(key_first)
         axis = len(sample_shape)
         return jnp.concatenate([jnp.expand_dims(x0, axis).astype(path.dtype), path], axis=axis)
+
+    def prior(self) -> DiffusionPrior:
+        r"""The marginal $p(x_0)$ as a site of other programs: `numpyro.sample("x", diffusion.prior())`."""
+        return DiffusionPrior(self)
 
     def model(
         self, x0: Array | None = None, *, num_data: int | None = None, subsample_size: int | None = None

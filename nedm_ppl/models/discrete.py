@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from jax.nn import log_sigmoid
 from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
@@ -25,7 +24,7 @@ from numpyro.util import is_prng_key
 from nedm_ppl.models.bernoulli import BernoulliDiffusion
 from nedm_ppl.models.gaussian import GaussianDiffusion
 from nedm_ppl.models.process import DiffusionProcess
-from nedm_ppl.models.reverse import Network, Parameterisation, map_network, moment_matched, require_gaussian
+from nedm_ppl.models.reverse import Network, Parameterisation, Prediction, map_network, require_gaussian
 
 __all__ = ["BitPrediction", "FlipRate", "LevelPrediction", "Levels", "log_frequencies", "quantise"]
 
@@ -53,7 +52,7 @@ class FlipRate(Parameterisation):
         require_bernoulli(self, process)
 
 
-class BitPrediction(Parameterisation):
+class BitPrediction(Prediction):
     r"""Prediction of $x_0$ for bits.
 
     The kernel averages the posterior over the predicted bit,
@@ -68,14 +67,9 @@ class BitPrediction(Parameterisation):
     network: Network
     evidence: bool = eqx.field(static=True, default=True)
 
-    def __call__(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Distribution:
-        logits = self.data_logits(process, t, x)
-        if_one, if_zero = process.posterior_logits(t, x, 1.0), process.posterior_logits(t, x, 0.0)
-        log_one = jnp.logaddexp(log_sigmoid(logits) + log_sigmoid(if_one), log_sigmoid(-logits) + log_sigmoid(if_zero))
-        log_zero = jnp.logaddexp(
-            log_sigmoid(logits) + log_sigmoid(-if_one), log_sigmoid(-logits) + log_sigmoid(-if_zero)
-        )
-        return dist.BernoulliLogits(log_one - log_zero).to_event(process.event_dim)
+    def data_law(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        r"""$p(x_0 | x_t)$, independent bits."""
+        return dist.BernoulliLogits(self.data_logits(process, t, x)).to_event(process.event_dim)
 
     def data_logits(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Array:
         r"""Log odds of $p(x_0 = 1 | x_t)$, per bit."""
@@ -89,7 +83,7 @@ class BitPrediction(Parameterisation):
         require_bernoulli(self, process)
 
 
-class LevelPrediction(Parameterisation):
+class LevelPrediction(Prediction):
     r"""Prediction of $x_0$ among known grey levels, for a Gaussian chain.
 
     For t >= 2 the Gaussian step has the moments of the predicted categorical; the `quantised` first step is the
@@ -123,14 +117,6 @@ class LevelPrediction(Parameterisation):
 
     def __check_init__(self):
         check_levels(self.levels)
-
-    def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
-        levels = jnp.asarray(self.levels)
-        probs = jax.nn.softmax(self.data_logits(process, t, x), axis=-1)
-        mean = probs @ levels
-        var = jnp.sum(probs * jnp.square(levels - mean[..., None]), axis=-1)
-        # A certain prediction has variance 0; at t = 1 nothing else is left, and a density needs some.
-        return moment_matched(process, t, x, mean, jnp.maximum(var, 1e-10))
 
     def data_logits(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Array:
         r"""Unnormalised $\log p(x_0 = \ell | x_t)$ per coordinate, shape (*batch, *event, num_levels)."""

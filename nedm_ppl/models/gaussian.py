@@ -67,6 +67,20 @@ class GaussianDiffusion(DiffusionProcess):
             beta * (before / now),
         )
 
+    def reverse_step(self, t: ArrayLike, x: Array, data_law: Distribution) -> Distribution:
+        r"""$\mathcal N(c_t m + d_t x_t,\ \tilde\beta_t + c_t^2 V)$, m and V the mean and variance of `data_law`.
+
+        It has the mean and the marginal variances of $\mathrm{E}\, q(x_{t-1} | x_t, x_0)$."""
+        c, d, var = self.posterior_coefficients(t)
+        # A certain prediction has variance 0; at t = 1 nothing else is left, and a density needs some.
+        var = var + jnp.square(c) * jnp.maximum(data_law.variance, 1e-10)
+        return self._normal(c * data_law.mean + d * x, var)
+
+    def implied_data_law(self, t: ArrayLike, x: Array, step: Distribution) -> Distribution:
+        c, d, var = self.posterior_coefficients(t)
+        spread = jnp.maximum(step.variance - var, 1e-4 * step.variance)
+        return self._normal((step.mean - d * x) / c, spread / jnp.square(c))
+
     def step_entropy(self, t: ArrayLike, x: Array) -> Array:
         return self._entropy(self.schedule.rates[t - 1], x)
 

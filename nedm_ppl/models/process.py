@@ -57,6 +57,22 @@ class DiffusionProcess(eqx.Module):
         r"""The reverse step of one datum, $q(x_{t-1} | x_t, x_0)$, for t >= 2 (at t = 1 it is a point mass)."""
 
     @abstractmethod
+    def reverse_step(self, t: ArrayLike, x: Array, data_law: Distribution) -> Distribution:
+        r"""The step $p(x_{t-1} | x_t = x)$ that a law of $x_0$ given $x_t$ implies: the posterior averaged over it.
+
+        Args:
+            t: Time, in 1..T; at t = 1 the step is the law itself (for a Gaussian chain, its first two moments).
+            x: State $x_t$, shape (*batch, *event).
+            data_law: $\hat p(x_0 | x_t)$, independent over coordinates, batch shape (*batch,).
+        """
+
+    @abstractmethod
+    def implied_data_law(self, t: ArrayLike, x: Array, step: Distribution) -> Distribution:
+        r"""The law of $x_0$ given $x_t$ from which `reverse_step` makes `step`, for a kernel that predicts no $x_0$.
+
+        Where there is none (a step narrower than any prediction allows) the nearest that keeps some uncertainty."""
+
+    @abstractmethod
     def step_entropy(self, t: ArrayLike, x: Array) -> Array:
         r"""$H_q(X_t | X_{t-1} = x)$ in nats, exact, shape (*batch,)."""
 

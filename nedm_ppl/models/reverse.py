@@ -4,13 +4,9 @@ A parameterisation turns a network into $p(x_{t-1} | x_t)$ for a given process. 
 on **one** datum, with `t` a scalar integer; batches are mapped over it here, and nowhere else. A user's own kernel needs
 none of this: any callable `(t, x) -> Distribution` takes the place of a parameterisation.
 
-Every prediction of $x_0$ becomes a Gaussian step by its moments. With $m$ and $V$ the predicted mean and variance of $x_0$
-given $x_t$, and $c_t, d_t, \tilde\beta_t$ the posterior's coefficients,
-
-$$p(x_{t-1} | x_t) = \mathcal N(c_t m + d_t x_t,\ \tilde\beta_t + c_t^2 V),$$
-
-which has the mean and variance that the exact reverse step would have if $m$ and $V$ were exact. At t = 1 it is
-$\mathcal N(m, V)$, the prediction itself.
+A prediction of $x_0$ is a law $\hat p(x_0 | x_t)$, which becomes a step by averaging the posterior over it:
+$p(x_{t-1} | x_t) = \mathrm{E}\, q(x_{t-1} | x_t, x_0)$, exactly for bits and by its moments for a Gaussian chain
+(`process.reverse_step`). At t = 1 the step is the prediction itself.
 """
 
 import math
@@ -35,6 +31,7 @@ __all__ = [
     "Network",
     "NoisePrediction",
     "Parameterisation",
+    "Prediction",
     "VelocityPrediction",
     "map_network",
 ]
@@ -63,21 +60,18 @@ class Parameterisation(eqx.Module):
         return map_network(self.network, t, x, process.event_shape, self.output_shape(process.event_shape))
 
 
-class _PairPrediction(Parameterisation):
-    """A network with two outputs per coordinate of a Gaussian chain: `(t, x) -> (2, *event)`."""
+class Prediction(Parameterisation):
+    """A parameterisation that predicts $x_0$: its kernel is the step that the predicted law implies."""
 
-    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (2, *event_shape)
+    @abstractmethod
+    def data_law(self, process: Any, t: ArrayLike, x: Array) -> Distribution:
+        r"""The prediction $\hat p(x_0 | x_t = x)$, independent over coordinates."""
 
-    def check_process(self, process: DiffusionProcess) -> None:
-        require_gaussian(self, process)
-
-    def _pair(self, process: DiffusionProcess, t: ArrayLike, x: Array) -> tuple[Array, Array]:
-        output = jnp.moveaxis(self._output(process, t, x), -1 - process.event_dim, 0)
-        return output[0], output[1]
+    def __call__(self, process: Any, t: ArrayLike, x: Array) -> Distribution:
+        return process.reverse_step(t, x, self.data_law(process, t, x))
 
 
-class DriftVariance(_PairPrediction):
+class DriftVariance(Parameterisation):
     r"""The paper's parameterisation, equations 64 and 65.
 
     $\Sigma = \sigma(z^\Sigma + \mathrm{logit}\, \beta_t)$ and $\mu = (x - z^\mu)(1 - \Sigma) + z^\mu$, per coordinate:
@@ -90,13 +84,38 @@ class DriftVariance(_PairPrediction):
     network: Network
 
     def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
-        z_mean, z_var = self._pair(process, t, x)
+        z_mean, z_var = pair(process, self._output(process, t, x))
         logit = jnp.log(process.schedule.rates[t - 1]) - jnp.log(process.schedule.keep[t - 1])
         var = jax.nn.sigmoid(z_var + logit)
         return dist.Normal((x - z_mean) * (1.0 - var) + z_mean, jnp.sqrt(var)).to_event(process.event_dim)
 
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (2, *event_shape)
 
-class DataPrediction(_PairPrediction):
+    def check_process(self, process: DiffusionProcess) -> None:
+        require_gaussian(self, process)
+
+
+class _MomentPrediction(Prediction):
+    r"""A network with two outputs per coordinate: $z^m$, which gives the mean m, and $z^V$ for the variance V."""
+
+    @abstractmethod
+    def _mean(self, process: GaussianDiffusion, t: ArrayLike, x: Array, z_mean: Array) -> Array:
+        """m, of x's shape."""
+
+    def data_law(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        z_mean, log_var = pair(process, self._output(process, t, x))
+        scale = jnp.sqrt(process.schedule.one_minus_alpha_bar[t]) * jnp.exp(0.5 * log_var)
+        return dist.Normal(self._mean(process, t, x, z_mean), scale).to_event(process.event_dim)
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (2, *event_shape)
+
+    def check_process(self, process: DiffusionProcess) -> None:
+        require_gaussian(self, process)
+
+
+class DataPrediction(_MomentPrediction):
     r"""Prediction of $x_0$ itself, with a learned variance: $m = z^m$ and $V = (1 - \bar\alpha_t) \exp z^V$.
 
     Args:
@@ -105,12 +124,11 @@ class DataPrediction(_PairPrediction):
 
     network: Network
 
-    def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
-        mean, log_var = self._pair(process, t, x)
-        return moment_matched(process, t, x, mean, process.schedule.one_minus_alpha_bar[t] * jnp.exp(log_var))
+    def _mean(self, process: GaussianDiffusion, t: ArrayLike, x: Array, z_mean: Array) -> Array:
+        return z_mean
 
 
-class NoisePrediction(_PairPrediction):
+class NoisePrediction(_MomentPrediction):
     r"""Prediction of the noise $\epsilon = (x_t - \sqrt{\bar\alpha_t}\, x_0) / \sqrt{1 - \bar\alpha_t}$, with a learned variance.
 
     $\hat\epsilon = z^m$ and $\mathrm{Var}\,\epsilon = \bar\alpha_t \exp z^V$, so that
@@ -123,11 +141,9 @@ class NoisePrediction(_PairPrediction):
 
     network: Network
 
-    def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
+    def _mean(self, process: GaussianDiffusion, t: ArrayLike, x: Array, z_mean: Array) -> Array:
         alpha_bar, noise = process.schedule.alpha_bar[t], process.schedule.one_minus_alpha_bar[t]
-        epsilon, log_var = self._pair(process, t, x)
-        mean = (x - jnp.sqrt(noise) * epsilon) / jnp.sqrt(alpha_bar)
-        return moment_matched(process, t, x, mean, noise * jnp.exp(log_var))
+        return (x - jnp.sqrt(noise) * z_mean) / jnp.sqrt(alpha_bar)
 
     def check_process(self, process: DiffusionProcess) -> None:
         require_gaussian(self, process)
@@ -139,7 +155,7 @@ class NoisePrediction(_PairPrediction):
             )
 
 
-class VelocityPrediction(_PairPrediction):
+class VelocityPrediction(_MomentPrediction):
     r"""Prediction half way between data and noise, with a learned variance; the best conditioned of the three.
 
     $m = \sqrt{\bar\alpha_t}\, x_t + \sqrt{1 - \bar\alpha_t}\, z^m$ and $V = (1 - \bar\alpha_t) \exp z^V$: a silent network
@@ -152,18 +168,15 @@ class VelocityPrediction(_PairPrediction):
 
     network: Network
 
-    def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
+    def _mean(self, process: GaussianDiffusion, t: ArrayLike, x: Array, z_mean: Array) -> Array:
         alpha_bar, noise = process.schedule.alpha_bar[t], process.schedule.one_minus_alpha_bar[t]
-        z_mean, log_var = self._pair(process, t, x)
-        mean = jnp.sqrt(alpha_bar) * x + jnp.sqrt(noise) * z_mean
-        return moment_matched(process, t, x, mean, noise * jnp.exp(log_var))
+        return jnp.sqrt(alpha_bar) * x + jnp.sqrt(noise) * z_mean
 
 
-def moment_matched(process: GaussianDiffusion, t: ArrayLike, x: Array, mean: Array, var: Array) -> Distribution:
-    r"""The Gaussian step whose moments follow from those of $x_0$ given $x_t = x$; `mean` and `var` have x's shape."""
-    c, d, posterior_var = process.posterior_coefficients(t)
-    scale = jnp.sqrt(posterior_var + jnp.square(c) * var)
-    return dist.Normal(c * mean + d * x, scale).to_event(process.event_dim)
+def pair(process: GaussianDiffusion, output: Array) -> tuple[Array, Array]:
+    """The two parts of a network's output of shape (*batch, 2, *event)."""
+    output = jnp.moveaxis(output, -1 - process.event_dim, 0)
+    return output[0], output[1]
 
 
 def map_network(
