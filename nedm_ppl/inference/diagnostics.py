@@ -5,8 +5,9 @@ xarray data sets, the same for both, and only `_container` and `likelihood_to_el
 the attributes `long_name`, `units` where it has one, and `estimate`: whether it is exact, unbiased, or a bound.
 
 ArviZ reads some group names as a promise. `posterior` and `log_likelihood` promise draws of latent variables given data,
-and `az.loo` or `az.compare` reweight across them. Nothing here is of that kind, so nothing here goes by those names: log
-weights of trajectories passed as posterior draws give a harmonic mean, far from the likelihood and silently so.
+and `az.loo` or `az.compare` reweight across them. Draws of a `ParticlePosterior` are of that kind; nothing else here is, so nothing
+else goes by those names: log weights of trajectories passed as posterior draws give a harmonic mean, far from the likelihood and
+silently so.
 """
 
 import math
@@ -21,6 +22,7 @@ from jax.typing import ArrayLike
 from nedm_ppl.inference.bound import BoundTerms
 from nedm_ppl.inference.likelihood import LogLikelihood
 from nedm_ppl.inference.pareto import k_threshold
+from nedm_ppl.inference.particle_posterior import ParticlePosterior
 from nedm_ppl.inference.sandwich import Sandwich
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ __all__ = [
     "bound_to_arviz",
     "likelihood_to_arviz",
     "likelihood_to_elpd",
+    "posterior_to_arviz",
     "samples_to_arviz",
     "sandwich_to_arviz",
     "trace_to_arviz",
@@ -246,6 +249,50 @@ def sandwich_to_arviz(result: Sandwich, *, units: str = "nats") -> Any:
     names = tuple(f"x0_dim_{i}" for i in range(result.x0.ndim - 1))
     x0 = _described("x_0 drawn from the model", "exact draws from the model, independent")
     return _container({"sandwich": _dataset(bounds), "simulated": _dataset({"x0": (("datum", *names), result.x0, x0)})})
+
+
+def posterior_to_arviz(posterior: ParticlePosterior) -> Any:
+    """Draws of a particle posterior, and how its filters fared.
+
+    Args:
+        posterior: A `ParticlePosterior` that has been run, on one observation.
+
+    Returns:
+        `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the groups
+
+        - `posterior`: equally weighted draws under the site's name, dimensions (chain, draw, ...), one chain. The repeats are
+          pooled by their evidences, so they are no chains, and r-hat means nothing here;
+        - `particles`: `log_weight` (repeat, particle), `ess` and `num_ancestors` (repeat, time), `log_evidence` (repeat,).
+
+    Raises:
+        ValueError: a batch of observations.
+    """
+    particles = posterior.particles
+    if particles.log_evidence.ndim != 1:
+        raise ValueError("to_arviz takes the posterior of one observation; got a batch. Run them one by one for ArviZ.")
+    ((site, draws),) = posterior.get_samples().items()
+    names = tuple(f"{site}_dim_{i}" for i in range(draws.ndim - 1))
+    drawn = _described(
+        "draws from the posterior", f"by particles, {posterior.num_particles} in {posterior.num_repeats} repeats"
+    )
+    sample = {site: (("chain", "draw", *names), draws[None], drawn)}
+    unbiased = "its exponential is unbiased for the evidence"
+    by_repeat = {
+        "log_weight": (
+            ("repeat", "particle"),
+            posterior.log_weights,
+            _described("normalised log weight", "all repeats", "nats"),
+        ),
+        "ess": (("repeat", "time"), particles.ess, _described("effective sample size", "(sum w)^2 / sum w^2")),
+        "num_ancestors": (
+            ("repeat", "time"),
+            particles.num_ancestors,
+            _described("particles at T with descendants", "exact"),
+        ),
+        "log_evidence": (("repeat",), particles.log_evidence, _described("log Z of one repeat", unbiased, "nats")),
+    }
+    values = {name: (dims, np.asarray(value), attrs) for name, (dims, value, attrs) in by_repeat.items()}
+    return _container({"posterior": _dataset(sample), "particles": _dataset(values)})
 
 
 def trace_to_arviz(history: Mapping[str, ArrayLike], *, units: Mapping[str, str] | None = None) -> Any:

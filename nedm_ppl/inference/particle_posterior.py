@@ -1,0 +1,365 @@
+r"""The posterior of a diffusion as an object that feels like NumPyro's `MCMC`: run, samples, evidence, summary."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Sharding
+from jax.typing import ArrayLike
+from tqdm.auto import tqdm
+
+from nedm_ppl.inference.downstream import Downstream, diffusion_site
+from nedm_ppl.inference.multiplier import Known, Multiplier, Product, as_multiplier
+from nedm_ppl.inference.particles import Particles, Resampling, particle_filter, systematic
+from nedm_ppl.inference.posterior import MultipliedDiffusion, multiply
+from nedm_ppl.models.diffusion import Diffusion
+
+__all__ = ["AllWeightLostError", "Estimates", "ParticlePosterior"]
+
+
+class Estimates(NamedTuple):
+    """Estimates with their standard errors, of one shape; a standard error is NaN where there was one repeat."""
+
+    mean: np.ndarray
+    se: np.ndarray
+
+
+class AllWeightLostError(ValueError):
+    """At some step every particle had weight zero or NaN."""
+
+
+class ParticlePosterior:
+    r"""The posterior $\tilde p(x_0) \propto p(x_0)\, r(x_0)$ by particles, exact as their number grows (Section 2.5).
+
+        posterior = ParticlePosterior(diffusion, NormalObservation(y, 0.5), num_particles=1000)
+        posterior.run(rng_key)
+        posterior.get_samples()["x"], posterior.log_evidence
+
+    or with a NumPyro program whose only latent site is the diffusion's, everything downstream of which is r:
+
+        posterior = ParticlePosterior(program, num_particles=1000)
+        posterior.run(rng_key, y)
+
+    Args:
+        model: A `Diffusion`, or a NumPyro program with one site `numpyro.sample(name, diffusion.prior())`.
+        r: With a `Diffusion`: a multiplier, a function log r(x) of one datum, or a function of `run`'s arguments that returns a
+            multiplier.
+        num_particles: N, per repeat.
+        num_repeats: Independent filters. Their spread is the standard error of everything; one alone has none.
+        along: How r continues along the chain, as in `multiply`.
+        covariance, num_draws: Options of `lookahead`, as in `multiply`.
+        resampling: `(key, weights) -> indices`; `particles.systematic` or `particles.multinomial`.
+        threshold: Resample where the effective sample size falls below this share of N.
+        sharding: How particles are laid over devices, for their first axis.
+
+    Raises:
+        ValueError: fewer than one particle or repeat, a threshold outside [0, 1], r missing or given beside a program, or known
+            coordinates along a chain that would hold them fixed at every t (they are known at 0 alone: use `lookahead`).
+    """
+
+    def __init__(
+        self,
+        model: Diffusion | Callable[..., Any],
+        r: Multiplier | Callable[..., Any] | None = None,
+        *,
+        num_particles: int = 1000,
+        num_repeats: int = 4,
+        along: str | Callable[[ArrayLike, Array], Array] = "lookahead",
+        covariance: str = "diagonal",
+        num_draws: int = 16,
+        resampling: Resampling = systematic,
+        threshold: float = 0.5,
+        sharding: Sharding | None = None,
+    ):
+        if num_particles < 1 or num_repeats < 1:
+            raise ValueError(
+                f"num_particles and num_repeats must be at least 1; got {num_particles} and {num_repeats}."
+            )
+        if not 0.0 <= threshold <= 1.0:
+            raise ValueError(f"threshold must lie in [0, 1], a share of the particles; got {threshold:g}.")
+        if isinstance(model, Diffusion) == (r is None):
+            raise ValueError(
+                "r must be given with a Diffusion, and left out with a program, whose observed sites are r."
+            )
+        self.model, self.r = model, r
+        self.num_particles, self.num_repeats = num_particles, num_repeats
+        self._options: dict[str, Any] = {"along": along, "covariance": covariance, "num_draws": num_draws}
+        self._filter: dict[str, Any] = {"resampling": resampling, "threshold": threshold, "sharding": sharding}
+        self._site = "x"
+        self._particles: Particles | None = None
+        self._key: Array | None = None
+        self._batch_shape: tuple[int, ...] = ()
+
+    def run(self, rng_key: Array, *args: Any, **kwargs: Any) -> None:
+        """Run the filters.
+
+        Args:
+            rng_key: Random key.
+            args, kwargs: The program's arguments, or those of r where it is a function of them.
+
+        Raises:
+            AllWeightLostError: r is zero or NaN at every particle; the message says at which step.
+            ValueError: a program this cannot infer, or an r that does not suit the model.
+        """
+        target = self._target(args, kwargs)
+        keys = jax.random.split(rng_key, self.num_repeats)
+        particles = _run(keys, target, self.num_particles, **self._filter)
+        self._finish(rng_key, particles, ())
+
+    def run_batch(self, rng_key: Array, *args: Any, batch_size: int | None = None, progress: bool = False) -> None:
+        """Run the filters of many observations side by side; every result then has a leading axis of observations.
+
+        Args:
+            rng_key: Random key.
+            args: Arguments as of `run`, each with a leading axis of observations.
+            batch_size: How many to run at a time; by default all. Does not change the result.
+            progress: Whether to show a bar.
+
+        Raises:
+            ValueError: no arguments, or leading axes that differ; else as `run`.
+        """
+        sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(args)}
+        if len(sizes) != 1 or sizes == {()}:
+            raise ValueError(
+                f"args must all have one leading axis, that of the observations; got leading axes {sorted(sizes)}."
+            )
+        ((num,),) = sizes
+        self._target(
+            jax.tree.map(lambda leaf: leaf[0], args), {}
+        )  # what can be wrong is said of one, before any is run
+        keys = jax.random.split(rng_key, (num, self.num_repeats))
+        size = num if batch_size is None else min(batch_size, num)
+        parts = []
+        with tqdm(desc="observations", total=num, disable=not progress) as bar:
+            for start in range(0, num, size):
+                # All batches have one length, and the last is filled up: one compiled program serves all.
+                rows = np.minimum(np.arange(start, start + size), num - 1)
+                chosen = jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf)[rows], args)
+                part = _run_batch(keys[rows], target, self._multiplier(chosen), self.num_particles, **self._filter)
+                stop = min(size, num - start)
+                parts.append(jax.tree.map(lambda leaf, stop=stop: np.asarray(leaf[:stop]), part))
+                bar.update(stop)
+        self._finish(rng_key, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), (num,))
+
+    def get_samples(self, *, group_by_repeat: bool = False) -> dict[str, np.ndarray]:
+        """Equally weighted draws, by resampling the particles with their weights; some occur more than once.
+
+        Args:
+            group_by_repeat: Keep each repeat's particles apart, by its own weights alone. Otherwise the repeats are pooled with
+                their evidences as weights, which is what the filter's unbiasedness asks for.
+
+        Returns:
+            The site's name to draws of shape (*batch, num_repeats * num_particles, *event); grouped,
+            (*batch, num_repeats, num_particles, *event).
+        """
+        particles, key = self._result(), self._key
+        assert key is not None
+        key = jax.random.fold_in(key, 1)
+        weights = np.exp(self.log_weights if not group_by_repeat else np.asarray(particles.log_weights, np.float64))
+        x = np.asarray(particles.x)
+        lead = len(self._batch_shape) + (1 if group_by_repeat else 0)
+        num_axes = len(self._batch_shape) + 2
+        flat_x = x.reshape(-1, *_merged(x.shape[lead:num_axes]), *x.shape[num_axes:])
+        flat_w = weights.reshape(-1, *_merged(weights.shape[lead:]))
+        draws = np.empty_like(flat_x)
+        for i, (row_x, row_w) in enumerate(zip(flat_x, flat_w, strict=True)):
+            row_key = jax.random.fold_in(key, i)
+            index = systematic(row_key, jnp.asarray(row_w / row_w.sum()))
+            draws[i] = row_x[np.asarray(jax.random.permutation(jax.random.fold_in(row_key, 1), index))]
+        return {self._site: draws.reshape(*x.shape[:lead], *draws.shape[1:])}
+
+    @property
+    def particles(self) -> Particles:
+        """What the filters left, a leading axis (*batch, num_repeats) on everything."""
+        return self._result()
+
+    @property
+    def log_weights(self) -> np.ndarray:
+        """Normalised log weights of all particles of all repeats together, shape (*batch, num_repeats, num_particles)."""
+        particles = self._result()
+        evidence = np.asarray(particles.log_evidence, np.float64)
+        evidence = evidence - _log_sum(evidence, -1)[..., None]
+        return np.asarray(particles.log_weights, np.float64) + evidence[..., None]
+
+    @property
+    def log_evidence(self) -> Estimates:
+        r"""log Z, with its standard error over repeats (NaN for one), nats, shape (*batch,).
+
+        The log of the mean of the repeats' estimates of Z, each unbiased: low in expectation by half its squared error."""
+        logs = np.asarray(self._result().log_evidence, np.float64)
+        num = logs.shape[-1]
+        mean = _log_sum(logs, -1) - math.log(num)
+        relative = np.exp(logs - mean[..., None])
+        se = relative.std(axis=-1, ddof=1) / math.sqrt(num) if num > 1 else np.full(mean.shape, np.nan)
+        return Estimates(mean[()], se[()])
+
+    @property
+    def mean(self) -> Estimates:
+        """Posterior mean of every coordinate, with its standard error over repeats (NaN for one); shape (*batch, *event)."""
+        return self._moment(lambda x: x)
+
+    @property
+    def sd(self) -> np.ndarray:
+        """Posterior standard deviation of every coordinate, shape (*batch, *event)."""
+        mean, square = self.mean.mean, self._moment(np.square).mean
+        return np.sqrt(np.maximum(square - np.square(mean), 0.0))
+
+    def print_summary(self, *, prob: float = 0.9, max_rows: int = 20) -> None:
+        """Print mean, its standard error, sd and a central interval of every coordinate, then how the filters fared.
+
+        Args:
+            prob: Mass of the interval.
+            max_rows: Print the first so many coordinates.
+
+        Raises:
+            ValueError: a batch of observations, or prob outside (0, 1).
+        """
+        print(self._summary(prob, max_rows))
+
+    def to_arviz(self) -> Any:
+        """Draws, weights and diagnostics as ArviZ data; see `diagnostics.posterior_to_arviz`."""
+        from nedm_ppl.inference.diagnostics import posterior_to_arviz
+
+        return posterior_to_arviz(self)
+
+    @property
+    def site(self) -> str:
+        """Name of the diffusion's site: the program's own, else `x`."""
+        return self._site
+
+    def _summary(self, prob: float, max_rows: int) -> str:
+        particles = self.particles
+        if particles.log_evidence.ndim != 1:
+            raise ValueError(
+                "print_summary takes the posterior of one observation; got a batch. Read mean, sd and log_evidence."
+            )
+        if not 0.0 < prob < 1.0:
+            raise ValueError(f"prob must lie in (0, 1); got {prob:g}.")
+        ((site, draws),) = self.get_samples().items()
+        mean, error, sd = self.mean.mean, self.mean.se, self.sd
+        tails = (1.0 - prob) / 2.0
+        low, high = np.quantile(draws, [tails, 1.0 - tails], axis=0)
+        bounds = [f"{100.0 * tails:.1f}%", f"{100.0 * (1.0 - tails):.1f}%"]
+        lines = [f"{'':>12} {'mean':>9} {'se':>9} {'sd':>9} {bounds[0]:>9} {bounds[1]:>9}"]
+        indices = list(np.ndindex(mean.shape))
+        for index in indices[:max_rows]:
+            name = f"{site}[{','.join(map(str, index))}]" if index else site
+            numbers = (mean[index], error[index], sd[index], low[index], high[index])
+            lines.append(f"{name:>12} " + " ".join(f"{number:9.3f}" for number in numbers))
+        if len(indices) > max_rows:
+            lines.append(f"{'...':>12} {len(indices) - max_rows} more coordinates")
+        evidence = self.log_evidence
+        lines += [
+            "",
+            f"log evidence {float(evidence.mean):.3f} ± {float(evidence.se):.3f} nats",
+            f"{self.num_repeats} x {self.num_particles} particles; effective sample size at least "
+            f"{float(particles.ess.min()):.1f} on the way, {float(particles.ess[:, 0].min()):.1f} at t = 0",
+            f"ancestors at t = T: at least {int(particles.num_ancestors[:, 0].min())} per repeat",
+        ]
+        return "\n".join(lines)
+
+    def _moment(self, function: Callable[[np.ndarray], np.ndarray]) -> Estimates:
+        particles = self._result()
+        axis = len(self._batch_shape)
+        x = function(np.asarray(particles.x, np.float64))
+        spread = (1,) * (x.ndim - axis - 2)
+        own = np.exp(np.asarray(particles.log_weights, np.float64)).reshape(*x.shape[: axis + 2], *spread)
+        by_repeat = np.sum(own * x, axis=axis + 1)
+        share = np.exp(_log_sum(self.log_weights, -1)).reshape(*x.shape[: axis + 1], *spread)
+        mean = np.sum(share * by_repeat, axis=axis)
+        num = self.num_repeats
+        if num == 1:
+            return Estimates(mean, np.full(mean.shape, np.nan))
+        # A ratio of sums over repeats: the delta method.
+        error = np.square(share * (by_repeat - np.expand_dims(mean, axis)))
+        return Estimates(mean, np.sqrt(np.sum(error, axis=axis) * num / (num - 1)))
+
+    def _target(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> MultipliedDiffusion:
+        if isinstance(self.model, Diffusion):
+            diffusion, r = self.model, self.r
+            if (args or kwargs) and not callable(r):
+                raise ValueError("run takes no arguments where r is a Multiplier; make r a function of them.")
+            product = as_multiplier(r(*args, **kwargs) if callable(r) and (args or kwargs) else r)
+        else:
+            self._site, diffusion = diffusion_site(self.model, args, kwargs)
+            product = as_multiplier(Downstream(self.model, self._site, args, kwargs))
+        _check_support(product, self._options["along"])
+        return multiply(diffusion, product, **self._options)
+
+    def _multiplier(self, args: tuple[Any, ...]) -> Product:
+        """The multipliers of a batch of observations, as one with a leading axis on its arrays."""
+        if isinstance(self.model, Diffusion):
+            assert callable(self.r)
+            return as_multiplier(eqx.filter_vmap(self.r)(*args))
+        return as_multiplier(Downstream(self.model, self._site, args))
+
+    def _finish(self, rng_key: Array, particles: Particles, batch_shape: tuple[int, ...]) -> None:
+        particles = jax.tree.map(np.asarray, particles)
+        lost = ~np.isfinite(particles.log_evidence_steps)
+        # Lost at t means lost at every earlier time of the chain too: the first loss is at the largest t.
+        if lost.any():
+            per_run = lost.reshape(-1, lost.shape[-1])
+            run = int(np.argmax(per_run.any(axis=-1)))
+            t = int(np.flatnonzero(per_run[run])[-1])
+            everywhere = (
+                "" if per_run.any(axis=-1).all() else f" in {int(per_run.any(axis=-1).sum())} of {len(per_run)} runs"
+            )
+            raise AllWeightLostError(
+                f"all weight was lost at t = {t}{everywhere}: r is zero or NaN at every one of {self.num_particles} particles. "
+                "Use more particles, a wider r (a larger noise scale), along='lookahead', or look for NaN in log r."
+            )
+        self._key, self._particles, self._batch_shape = rng_key, particles, batch_shape
+        if (
+            len(np.unique(particles.num_ancestors[..., 0])) == 1
+            and particles.num_ancestors[..., 0].max() == 1 < self.num_particles
+        ):
+            warnings.warn(
+                "the particles of every run descend from one particle at t = T: the filter has forgotten its start. Use more "
+                "particles, or another `along`.",
+                stacklevel=3,
+            )
+
+    def _result(self) -> Particles:
+        if self._particles is None:
+            raise RuntimeError("there is no posterior yet: call run(rng_key, ...) first.")
+        return self._particles
+
+
+@eqx.filter_jit
+def _run(keys: Array, target: MultipliedDiffusion, num_particles: int, **options: Any) -> Particles:
+    return jax.vmap(lambda key: particle_filter(key, target, num_particles, **options))(keys)
+
+
+@eqx.filter_jit
+def _run_batch(
+    keys: Array, target: MultipliedDiffusion, products: Product, num_particles: int, **options: Any
+) -> Particles:
+    def one(keys: Array, product: Product) -> Particles:
+        multiplied = eqx.tree_at(lambda target: target.r, target, product)
+        return jax.vmap(lambda key: particle_filter(key, multiplied, num_particles, **options))(keys)
+
+    return eqx.filter_vmap(one)(keys, products)
+
+
+def _check_support(r: Product, along: Any) -> None:
+    if along in ("constant", "power") and any(isinstance(factor, Known) for factor in r.factors):
+        raise ValueError(
+            f"known coordinates with along={along!r} would be held at their values at every t, while the model only has them so at "
+            "t = 0: no weight repairs that. Use along='lookahead', or `multiply` for the paper's approximate inpainting."
+        )
+
+
+def _merged(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (math.prod(shape),)
+
+
+def _log_sum(logs: np.ndarray, axis: int) -> np.ndarray:
+    largest = logs.max(axis=axis, keepdims=True)
+    largest = np.where(np.isfinite(largest), largest, 0.0)
+    return np.log(np.sum(np.exp(logs - largest), axis=axis)) + np.squeeze(largest, axis)

@@ -1,0 +1,184 @@
+r"""Exact posteriors of a diffusion by a particle filter over its reverse chain (Sections 2.3 and 2.5 together).
+
+The perturbed steps of `posterior` are proposals. With their normalisers kept as weights,
+
+$$w_t = w_{t+1}\, \frac{p(x_t | x_{t+1})}{\tilde p(x_t | x_{t+1})}\, \frac{r_t(x_t)}{r_{t+1}(x_{t+1})}, \qquad
+  w_T = \frac{\pi(x_T)\, r_T(x_T)}{\tilde p(x_T)},$$
+
+the particles at time 0 target $p(x_0)\, r(x_0)$ whatever the intermediate $r_t$ are, as long as they are positive wherever the
+target is, and the mean weight, multiplied up over resampling, is unbiased for $Z = \int p(x_0)\, r(x_0)\, dx_0$. One particle
+without weights is the paper's method.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import logsumexp
+from jax.sharding import Sharding
+from numpyro.distributions import Distribution
+
+from nedm_ppl.inference.posterior import MultipliedDiffusion
+
+__all__ = ["Particles", "Resampling", "effective_sample_size", "multinomial", "particle_filter", "systematic"]
+
+Resampling = Callable[[Array, Array], Array]
+
+
+class Particles(NamedTuple):
+    """Weighted particles at time 0, and how the filter fared on the way. Of one run.
+
+    Attributes:
+        x: Particles, shape (N, *event).
+        log_weights: Their normalised log weights, shape (N,).
+        log_evidence: log of the estimate of Z, which itself is unbiased; nats.
+        ess: Effective sample size at t = 0..T, before any resampling there, shape (T + 1,).
+        num_ancestors: Number of the particles at T that have descendants at t = 0..T, shape (T + 1,).
+        log_evidence_steps: log of the estimate of the evidence so far, at t = 0..T, shape (T + 1,): minus infinity once all weight
+            is lost.
+    """
+
+    x: Array
+    log_weights: Array
+    log_evidence: Array
+    ess: Array
+    num_ancestors: Array
+    log_evidence_steps: Array
+
+
+def systematic(rng_key: Array, weights: Array) -> Array:
+    """Indices of N survivors by systematic resampling: one uniform number, and counts within 1 of N times the weight.
+
+    Source: Kitagawa, Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models, 1996."""
+    num = weights.shape[0]
+    positions = (jnp.arange(num) + jax.random.uniform(rng_key)) / num
+    return _invert(weights, positions)
+
+
+def multinomial(rng_key: Array, weights: Array) -> Array:
+    """Indices of N survivors, drawn independently."""
+    return _invert(weights, jax.random.uniform(rng_key, weights.shape))
+
+
+def effective_sample_size(log_weights: Array) -> Array:
+    r"""$(\sum w)^2 / \sum w^2$ over the first axis; 0 where all weights are 0."""
+    largest = jnp.max(log_weights, axis=0)
+    weights = jnp.exp(log_weights - jnp.where(jnp.isfinite(largest), largest, 0.0))
+    squares = jnp.sum(jnp.square(weights), axis=0)
+    return jnp.where(squares > 0.0, jnp.square(jnp.sum(weights, axis=0)) / jnp.where(squares > 0.0, squares, 1.0), 0.0)
+
+
+class _State(NamedTuple):
+    """The filter between two steps."""
+
+    x: Array
+    log_weights: Array  # since the last resampling
+    log_r: Array  # log r_t(x_t)
+    log_evidence: Array  # of what was resampled away
+    ancestors: Array
+
+
+def particle_filter(
+    rng_key: Array,
+    target: MultipliedDiffusion,
+    num_particles: int,
+    *,
+    resampling: Resampling = systematic,
+    threshold: float = 0.5,
+    sharding: Sharding | None = None,
+) -> Particles:
+    r"""Particles of $p(x_0)\, r(x_0)$; exact as their number grows, with an unbiased estimate of Z for any number.
+
+    A pure function, to be jitted and mapped over keys or targets. Memory does not grow with T. With one particle it takes the
+    draws of `target.sample` under the same key.
+
+    Args:
+        rng_key: Random key.
+        target: The proposals and $r_t$, from `multiply`; its r_t must be positive where p r is. Held at a delta (`Known` with
+            `constant` or `power`) they are not.
+        num_particles: N.
+        resampling: `(key, weights) -> indices`.
+        threshold: Resample where the effective sample size falls below this share of N; 0 never, 1 always.
+        sharding: How particles are laid over devices, for their first axis.
+    """
+    diffusion, num_steps = target.diffusion, target.num_steps
+    key_chain, key_first = jax.random.split(rng_key)
+    key_start, key_steps = jax.random.split(key_chain)
+    key_resample = jax.random.fold_in(key_first, 1)
+
+    def placed(x: Array) -> Array:
+        return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+
+    def resampled(key: Array, state: _State) -> _State:
+        def survive() -> _State:
+            chosen = resampling(key, jnp.exp(state.log_weights - logsumexp(state.log_weights)))
+            return _State(
+                placed(state.x[chosen]),
+                jnp.zeros_like(state.log_weights),
+                state.log_r[chosen],
+                state.log_evidence + _log_mean(state.log_weights),
+                state.ancestors[chosen],
+            )
+
+        poor = effective_sample_size(state.log_weights) < threshold * num_particles
+        return jax.lax.cond(poor & jnp.isfinite(logsumexp(state.log_weights)), survive, lambda: state)
+
+    def moved(state: _State, key: Array, law: Distribution, proposal: Distribution, log_r: Callable) -> _State:
+        x = placed(proposal.sample(key).astype(state.x.dtype))
+        now = log_r(x)
+        ratio = law.log_prob(x) - proposal.log_prob(x) + now - state.log_r
+        return _State(x, _usable(state.log_weights + ratio), now, state.log_evidence, state.ancestors)
+
+    def report(state: _State) -> tuple[Array, Array, Array]:
+        alive = jnp.zeros(num_particles, int).at[state.ancestors].set(1)
+        evidence = state.log_evidence + _log_mean(state.log_weights)
+        return effective_sample_size(state.log_weights), jnp.sum(alive), evidence
+
+    def step(state: _State, t: Array) -> tuple[_State, tuple[Array, Array, Array]]:
+        reported = report(state)
+        state = resampled(jax.random.fold_in(key_resample, t), state)
+        law, proposal = diffusion.kernel(t, state.x), target.kernel(t, state.x)
+        return moved(state, jax.random.fold_in(key_steps, t), law, proposal, lambda x: target.log_r(t - 1, x)), reported
+
+    initial = target.initial()
+    x = placed(initial.sample(key_start, (num_particles,)))
+    log_r = target.log_r(num_steps, x)
+    log_weights = diffusion.process.stationary().log_prob(x) - initial.log_prob(x) + log_r
+    state = _State(x, _usable(log_weights), log_r, jnp.zeros(()), jnp.arange(num_particles))
+
+    state, reports = jax.lax.scan(step, state, jnp.arange(num_steps, 1, -1))
+    at_1 = report(state)
+    state = resampled(jax.random.fold_in(key_resample, 1), state)
+    law, proposal = diffusion.first_kernel(state.x), target.first_kernel(state.x)
+    state = moved(state, key_first, law, proposal, lambda x: _log_r_of_data(target, x))
+    series = [
+        jnp.concatenate([jnp.stack([last, before]), along[::-1]])
+        for last, before, along in zip(report(state), at_1, reports, strict=True)
+    ]
+    log_evidence = state.log_evidence + _log_mean(state.log_weights)
+    return Particles(state.x, state.log_weights - logsumexp(state.log_weights), log_evidence, *series)
+
+
+def _log_r_of_data(target: MultipliedDiffusion, x: Array) -> Array:
+    return jax.vmap(target.r.log_r)(x)
+
+
+def _log_mean(log_weights: Array) -> Array:
+    return logsumexp(log_weights) - jnp.log(log_weights.shape[0])
+
+
+def _usable(log_weights: Array) -> Array:
+    """A weight that is NaN counts as zero."""
+    return jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+
+
+def _invert(weights: Array, positions: Array) -> Array:
+    cumulative = jnp.cumsum(weights)
+    # The last sum is 1 up to rounding; dividing by it keeps every position inside.
+    return jnp.minimum(jnp.searchsorted(cumulative / cumulative[-1], positions, side="right"), weights.shape[0] - 1)
+
+
+run_filter = eqx.filter_jit(particle_filter)

@@ -1,0 +1,347 @@
+r"""Multiplying a diffusion by r(x): the perturbed reverse chain (Section 2.5, Appendix C).
+
+The target is $\tilde p(x_0) \propto p(x_0)\, r(x_0)$. Every intermediate law is multiplied by an $r_t(x_t)$, with $r_0 = r$, and
+every step becomes
+
+$$\tilde p(x_{t-1} | x_t) \propto p(x_{t-1} | x_t)\, r_{t-1}(x_{t-1}),$$
+
+normalised. Running these steps is the paper's method. It is **approximate**: the normaliser of each step depends on $x_t$ and is
+dropped. `particles` keeps it as a weight, and is exact.
+
+How r continues along the chain is a choice:
+
+- `constant`, $r_t = r$: the paper's experiments;
+- `power`, $r_t = r^{(T-t)/T}$: the paper's other choice, which leaves $x_T \sim \pi$ untouched;
+- `lookahead`, $r_t(x_t) = \mathrm{E}_{\hat p(x_0 | x_t)}\, r(x_0)$ with the model's own prediction of $x_0$: the nearest of the
+  three to the exact $\mathrm{E}[r(x_0) | x_t]$, under which all weights would be equal;
+- a function $(t, x_t) \mapsto \log r_t(x_t)$ of one's own.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
+from numpyro.distributions import BernoulliLogits, Delta, Distribution, Normal
+
+from nedm_ppl.inference.conditioned import LinearGaussian, normal_log_prob
+from nedm_ppl.inference.multiplier import (
+    LinearObservation,
+    Multiplier,
+    Product,
+    as_multiplier,
+    coordinates,
+    log_mean,
+    over_batch,
+    perturb,
+)
+from nedm_ppl.models.chain import MarkovChain
+from nedm_ppl.models.diffusion import Diffusion
+
+__all__ = ["Constant", "Lookahead", "MultipliedDiffusion", "Power", "Supplied", "multiply"]
+
+
+class MultipliedDiffusion(eqx.Module):
+    r"""A diffusion whose every step is multiplied by $r_t$; made by `multiply`. Its samples are approximate.
+
+    Attributes:
+        diffusion: The model p.
+        r: The multiplier at t = 0, a product of factors.
+    """
+
+    diffusion: eqx.AbstractVar[Diffusion]
+    r: eqx.AbstractVar[Product]
+
+    @abstractmethod
+    def log_r(self, t: ArrayLike, x: Array) -> Array:
+        r"""$\log r_t(x_t)$ for t in 1..T, nats, shape (*batch,)."""
+
+    @abstractmethod
+    def initial(self) -> Distribution:
+        r"""The law $x_T$ is drawn from: $\pi\, r_T$ where that has a closed form, or $\pi$."""
+
+    @abstractmethod
+    def kernel(self, t: ArrayLike, x: Array) -> Distribution:
+        r"""The perturbed kernel $\tilde p(x_{t-1} | x_t = x)$, for t = 2..T."""
+
+    def first_kernel(self, x1: Array) -> Distribution:
+        r"""The perturbed first step: $p(x_0 | x_1)\, r(x_0)$, normalised, exactly where r allows it."""
+        return perturb(self.diffusion.first_kernel(x1), self.r, x1)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps, T."""
+        return self.diffusion.num_steps
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return self.diffusion.event_shape
+
+    def reverse_chain(self, start: Array | None = None) -> MarkovChain:
+        r"""The perturbed trajectory $x_1..x_T$, from `initial` or from a given $x_T$ of shape (*batch, *event)."""
+        initial = self.initial() if start is None else Delta(start, event_dim=len(self.event_shape))
+        return MarkovChain(initial, self.kernel, first=1, last=self.num_steps, reverse=True)
+
+    def sample(
+        self, rng_key: Array, sample_shape: tuple[int, ...] = (), *, start: Array | None = None, last_step: bool = True
+    ) -> Array:
+        r"""Approximate samples of $p(x_0)\, r(x_0)$, the paper's method; shape (*sample_shape, *event).
+
+        Args:
+            rng_key: Random key.
+            sample_shape: How many.
+            start: $x_T$ to start from, of shape (*batch, *event): the noisy image itself in the paper's denoising, the image with
+                noise in its missing region in its inpainting. By default drawn from `initial`.
+            last_step: Whether to take the first step $p(x_0 | x_1)$ too; the paper's denoising stops at $x_1$.
+        """
+        key_chain, key_first = jax.random.split(rng_key)
+        x1 = self.reverse_chain(start).sample_end(key_chain, sample_shape)
+        return self.first_kernel(x1).sample(key_first) if last_step else x1
+
+    def sample_trajectory(
+        self, rng_key: Array, sample_shape: tuple[int, ...] = (), *, start: Array | None = None
+    ) -> Array:
+        """Whole perturbed trajectories $x_0..x_T$, shape (*sample_shape, T + 1, *event), time ascending."""
+        key_chain, key_first = jax.random.split(rng_key)
+        chain = self.reverse_chain(start)
+        path = chain.sample(key_chain, sample_shape)
+        x0 = self.first_kernel(chain.at(path, 1)).sample(key_first)
+        return jnp.concatenate(
+            [x0[..., None, *[slice(None)] * len(self.event_shape)].astype(path.dtype), path], -1 - len(self.event_shape)
+        )
+
+
+class Constant(MultipliedDiffusion):
+    r"""$r_t = r$ at every t: the paper's denoising and inpainting."""
+
+    diffusion: Diffusion
+    r: Product
+
+    def log_r(self, t: ArrayLike, x: Array) -> Array:
+        return over_batch(self.r.log_r, x, len(self.event_shape))
+
+    def initial(self) -> Distribution:
+        noise = self.diffusion.process.stationary()
+        product = self.r.times(noise)
+        return noise if product is None else product
+
+    def kernel(self, t: ArrayLike, x: Array) -> Distribution:
+        return perturb(self.diffusion.kernel(t, x), self.r, x)
+
+
+class Power(MultipliedDiffusion):
+    r"""$r_t = r^{(T-t)/T}$: nothing at T, all of r at 0."""
+
+    diffusion: Diffusion
+    r: Product
+
+    def log_r(self, t: ArrayLike, x: Array) -> Array:
+        log_r = over_batch(self.r.log_r, x, len(self.event_shape))
+        return jnp.where(t == self.num_steps, 0.0, self._power(t) * log_r)
+
+    def initial(self) -> Distribution:
+        return self.diffusion.process.stationary()
+
+    def kernel(self, t: ArrayLike, x: Array) -> Distribution:
+        return perturb(self.diffusion.kernel(t, x), self.r, x, self._power(t - 1))
+
+    def _power(self, t: ArrayLike) -> Array:
+        return jnp.asarray((self.num_steps - t) / self.num_steps)
+
+
+class Lookahead(MultipliedDiffusion):
+    r"""$r_t(x_t) = \mathrm{E}_{\hat p(x_0 | x_t)}\, r(x_0)$, and the steps of that prediction multiplied by r.
+
+    With $\hat p$ the model's prediction (`Diffusion.data_law`), the perturbed step is $\mathrm{E}\, q(x_{t-1} | x_t, x_0)$ over
+    $\hat p(x_0 | x_t)\, r(x_0)$. Known and observed coordinates, bits and grey levels are exact under $\hat p$. A linear
+    observation takes the mean m and covariance C of $x_0$ given $x_t$: $r_t = \mathcal N(y; A m, A C A^\top + R)$. Any other r is
+    averaged over `num_draws` draws from $\hat p$, from noise that is the same for every $x_t$, so that $r_t$ is one fixed function.
+
+    Attributes:
+        covariance: For linear observations: `diagonal`, the variances of $\hat p$, or `jacobian`,
+            $C = (1 - \bar\alpha_t) / \sqrt{\bar\alpha_t} \cdot \partial m / \partial x_t$, which is the covariance itself where m
+            is the exact mean, at the price of one backward pass per observation.
+        num_draws: Number of draws for an r without a closed form.
+    """
+
+    diffusion: Diffusion
+    r: Product
+    covariance: str = eqx.field(static=True, default="diagonal")
+    num_draws: int = eqx.field(static=True, default=16)
+
+    def __check_init__(self):
+        if self.covariance not in ("diagonal", "jacobian"):
+            raise ValueError(f"covariance must be diagonal or jacobian; got {self.covariance!r}.")
+        if self.num_draws < 1:
+            raise ValueError(f"num_draws must be at least 1; got {self.num_draws}.")
+        if self.covariance == "jacobian" and self._linear is None:
+            raise ValueError("covariance 'jacobian' is for a LinearObservation; r has none. Leave it at 'diagonal'.")
+
+    def log_r(self, t: ArrayLike, x: Array) -> Array:
+        law = self.diffusion.data_law(t, x)
+        linear = self._linear
+        if self.covariance == "diagonal" or linear is None:
+            return log_mean(law, self.r, lambda law, rest: self._average(t, x, rest))
+        total = log_mean(law, self._others, lambda law, rest: self._average(t, x, rest))
+        residual, image, _ = self._moments(t, x, law, linear)
+        return total + normal_log_prob(residual, image + linear.covariance)
+
+    def initial(self) -> Distribution:
+        return self.diffusion.process.stationary()
+
+    def kernel(self, t: ArrayLike, x: Array) -> Distribution:
+        process: Any = self.diffusion.process
+        law = self.diffusion.data_law(t, x)
+        others = self._others
+        tilted = perturb(law, others, jnp.round(law.mean) if law.is_discrete else law.mean)
+        step = self.diffusion.kernel(t, x)
+        if others.factors:
+            step = _carried(step, process.reverse_step(t, x, law), process.reverse_step(t, x, tilted))
+        linear = self._linear
+        if linear is None:
+            return step
+        # y and x_{t-1} are jointly Gaussian given x_t, with covariance c A C: an observation of x_{t-1}, whose noise is what
+        # x_{t-1} does not explain of y.
+        residual, image, cross = self._moments(t, x, tilted, linear)
+        c, _, _ = process.posterior_coefficients(t)
+        matrix = c * cross / jnp.expand_dims(step.variance, -1 - process.event_dim)
+        explained = _outer(c * cross, matrix, process.event_dim)
+        covariance = linear.covariance + _positive_part(image - explained)
+        value = (
+            residual
+            + _outer(step.mean[..., None, *[slice(None)] * process.event_dim], matrix, process.event_dim)[..., 0, :]
+        )
+        return LinearGaussian(step, matrix, value, covariance)
+
+    @property
+    def _linear(self) -> LinearObservation | None:
+        return next((factor for factor in self.r.factors if isinstance(factor, LinearObservation)), None)
+
+    @property
+    def _others(self) -> Product:
+        return Product(factor for factor in self.r.factors if not isinstance(factor, LinearObservation))
+
+    def _moments(
+        self, t: ArrayLike, x: Array, law: Distribution, linear: LinearObservation
+    ) -> tuple[Array, Array, Array]:
+        """y - A m, A C A' and A C; shapes (*batch, dim), (*batch, dim, dim) and (*batch, dim, *event)."""
+        event_dim = len(self.event_shape)
+        residual = linear.y - _image(linear.matrix, law.mean, event_dim)
+        if self.covariance == "diagonal":
+            cross = linear.matrix * jnp.expand_dims(law.variance, -1 - event_dim)
+        else:
+            schedule = self.diffusion.process.schedule
+            ratio = schedule.one_minus_alpha_bar[t] / jnp.sqrt(schedule.alpha_bar[t])
+
+            def image_of_mean(x: Array) -> Array:
+                return jnp.tensordot(linear.matrix, self.diffusion.data_law(t, x).mean, event_dim)
+
+            cross = ratio * over_batch(jax.jacrev(image_of_mean), x, event_dim)
+        return residual, _positive_part(_outer(cross, linear.matrix, event_dim)), cross
+
+    def _average(self, t: ArrayLike, x: Array, rest: Product) -> Array:
+        """log of the mean of r over draws from the prediction, the factors with a closed form multiplied in."""
+        exact = Product(factor for factor in self.r.factors if not any(factor is other for other in rest.factors))
+
+        def one(x: Array) -> Array:
+            law = perturb(self.diffusion.data_law(t, x), exact, x)
+            draws = law.sample(jax.random.key(0), (self.num_draws,))
+            values = jax.vmap(rest.log_r)(draws)
+            # A floor, lest a datum that every draw happened to miss be given up for lost.
+            return jnp.maximum(
+                logsumexp(jnp.where(jnp.isnan(values), -jnp.inf, values)) - jnp.log(self.num_draws), FLOOR
+            )
+
+        return over_batch(one, x, len(self.event_shape))
+
+
+FLOOR = -1e3
+
+
+class Supplied(MultipliedDiffusion):
+    r"""$r_t$ as the user gives it, for t in 1..T; at 0 it is r."""
+
+    diffusion: Diffusion
+    r: Product
+    function: Callable[[ArrayLike, Array], Array]
+
+    def log_r(self, t: ArrayLike, x: Array) -> Array:
+        return over_batch(lambda x: self.function(t, x), x, len(self.event_shape))
+
+    def initial(self) -> Distribution:
+        return self.diffusion.process.stationary()
+
+    def kernel(self, t: ArrayLike, x: Array) -> Distribution:
+        return perturb(self.diffusion.kernel(t, x), as_multiplier(lambda x: self.function(t - 1, x)), x)
+
+
+def multiply(
+    diffusion: Diffusion,
+    r: Multiplier | Callable[[Array], Array] | None,
+    *,
+    along: str | Callable[[ArrayLike, Array], Array] = "constant",
+    covariance: str = "diagonal",
+    num_draws: int = 16,
+) -> MultipliedDiffusion:
+    r"""The reverse chain multiplied by r, Section 2.5: kernel in, kernel out. **Approximate**; `ParticlePosterior` is exact.
+
+    Args:
+        diffusion: The model p.
+        r: A multiplier, or a function log r(x) of one datum.
+        along: How r continues along the chain: `constant` (the paper's experiments), `power` (the paper's other choice),
+            `lookahead`, or a function $(t, x_t) \mapsto \log r_t(x_t)$ of one datum, for t in 1..T.
+        covariance: With `lookahead` and linear observations, `diagonal` or `jacobian`; see `Lookahead`.
+        num_draws: With `lookahead` and an r without a closed form, how many draws average it.
+
+    Raises:
+        ValueError: r of another shape or for other data, an unknown `along`, or an option that does not go with it.
+    """
+    product = as_multiplier(r)
+    product.check(diffusion.process)
+    if along != "lookahead" and (covariance, num_draws) != ("diagonal", 16):
+        raise ValueError("covariance and num_draws belong to along='lookahead'; leave them out.")
+    if callable(along):
+        return Supplied(diffusion, product, along)
+    if along == "constant":
+        return Constant(diffusion, product)
+    if along == "power":
+        return Power(diffusion, product)
+    if along == "lookahead":
+        return Lookahead(diffusion, product, covariance, num_draws)
+    raise ValueError(f"along must be constant, power, lookahead or a function (t, x) -> log r_t(x); got {along!r}.")
+
+
+def _carried(step: Distribution, before: Distribution, after: Distribution) -> Distribution:
+    """A kernel changed as the step of its own prediction changes; where it is that step, the changed step itself."""
+    base, event_dim = coordinates(step), step.event_dim
+    if step.is_discrete:
+        change = coordinates(after).logits - coordinates(before).logits
+        return BernoulliLogits(base.logits + change).to_event(event_dim)
+    ratio = jnp.sqrt(after.variance / before.variance)
+    return Normal(step.mean + after.mean - before.mean, jnp.sqrt(step.variance) * ratio).to_event(event_dim)
+
+
+def _image(matrix: Array, x: Array, event_dim: int) -> Array:
+    """A x for x of shape (*batch, *event); (*batch, dim)."""
+    return _outer(x[..., None, *[slice(None)] * event_dim], matrix, event_dim)[..., 0, :]
+
+
+def _outer(first: Array, second: Array, event_dim: int) -> Array:
+    """Products of rows over the event axes: (*batch, m, *event) and (*batch, n, *event) -> (*batch, m, n)."""
+    flat = [part.reshape(*part.shape[: part.ndim - event_dim], -1) for part in (first, second)]
+    return flat[0] @ jnp.swapaxes(flat[1], -1, -2)
+
+
+def _positive_part(matrix: Array) -> Array:
+    """The nearest symmetric matrix without negative eigenvalues."""
+    symmetric = 0.5 * (matrix + jnp.swapaxes(matrix, -1, -2))
+    if matrix.shape[-1] == 1:
+        return jnp.maximum(symmetric, 0.0)
+    values, vectors = jnp.linalg.eigh(symmetric)
+    return (vectors * jnp.maximum(values, 0.0)[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
