@@ -127,7 +127,7 @@ class LinearGaussian(Distribution):
     def _spread(self) -> Array:
         r"""$\lambda A V A^\top + R$, shape (*batch, dim, dim)."""
         image = _flat(self._weighted, self.event_dim) @ jnp.swapaxes(_flat(self.matrix, self.event_dim), -1, -2)
-        return self.power * image + self.covariance
+        return jnp.asarray(self.power * image + self.covariance)
 
     def _image(self, x: Array) -> Array:
         """A x, shape (*batch, dim)."""

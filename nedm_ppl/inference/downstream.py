@@ -5,6 +5,10 @@ r"""The rest of a NumPyro program as a multiplier: everything downstream of a di
         numpyro.sample("y", dist.Normal(blur(x), 0.1).to_event(2), obs=y)
 
 Given x, the joint density of the observed sites is $r(x)$, and the program's posterior is $p(x)\, r(x)$ up to a constant.
+
+Observed sites that are Gaussian with a mean affine in x and a noise that does not depend on it are recognised, so that what
+`NormalObservation` and `LinearObservation` know in closed form holds for a program too. Whether a mean is affine is asked of its values
+at random x, not of the code.
 """
 
 from collections.abc import Callable
@@ -13,23 +17,35 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import Distribution, Independent
+from numpyro.distributions import Distribution, Independent, MultivariateNormal, Normal
 from numpyro.distributions.util import is_identically_one
 
-from nedm_ppl.inference.multiplier import Multiplier
+from nedm_ppl.inference.multiplier import LinearObservation, Multiplier, NormalObservation, Product, coordinates
 from nedm_ppl.models.diffusion import Diffusion
 from nedm_ppl.models.prior import DiffusionPrior
 
-__all__ = ["Downstream", "Site", "diffusion_site"]
+__all__ = ["Downstream", "Site", "diffusion_site", "downstream"]
+
+MOST_ROWS = 128  # of a linear observation: its covariance is factorised at every particle
 
 
 class Site(NamedTuple):
-    """Where a program draws from a diffusion prior."""
+    """Where a program draws from a diffusion prior, and what of the rest is Gaussian.
+
+    Attributes:
+        name: The site's name.
+        diffusion: The model it draws from.
+        direct: Observed sites whose mean is a selection of coordinates of x plus a constant, and which coordinates: flat indices.
+        linear: Observed sites whose mean is another affine map of x.
+    """
 
     name: str
     diffusion: Diffusion
+    direct: dict[str, tuple[int, ...]]
+    linear: tuple[str, ...]
 
 
 class Downstream(Multiplier):
@@ -40,21 +56,19 @@ class Downstream(Multiplier):
         site: The site's name.
         args: The program's arguments.
         kwargs: Its keyword arguments.
+        without: Observed sites that are left out, because other factors stand for them.
     """
 
     program: Callable[..., Any]
     site: str = eqx.field(static=True)
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = eqx.field(default_factory=dict)
+    without: tuple[str, ...] = eqx.field(static=True, default=())
 
     def log_r(self, x: Array) -> Array:
-        given = handlers.condition(handlers.seed(self.program, 0), {self.site: x})
-        # The prior's own density is no part of r, and its zero has no derivative: hide the site.
-        hidden = handlers.block(given, hide=[self.site])
-        trace = handlers.trace(hidden).get_trace(*self.args, **self.kwargs)
         total = jnp.zeros(())
-        for site in trace.values():
-            if site["type"] != "sample":
+        for name, site in observed_sites(self.program, self.site, x, self.args, self.kwargs).items():
+            if name in self.without:
                 continue
             log_prob = site["fn"].log_prob(site["value"])
             if not (site["scale"] is None or is_identically_one(site["scale"])):
@@ -63,8 +77,55 @@ class Downstream(Multiplier):
         return total
 
 
+def observed_sites(
+    program: Callable[..., Any], site: str, x: Array, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The sample sites of a program given its diffusion site, that one left out."""
+    given = handlers.condition(handlers.seed(program, 0), {site: x})
+    # The prior's own density is no part of r, and its zero has no derivative: hide the site.
+    trace = handlers.trace(handlers.block(given, hide=[site])).get_trace(*args, **kwargs)
+    return {name: entry for name, entry in trace.items() if entry["type"] == "sample"}
+
+
+def downstream(program: Callable[..., Any], site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product:
+    """The program's r as a product: Gaussian factors where `diffusion_site` recognised them, and the rest."""
+    shape = site.diffusion.event_shape
+
+    def sites(x: Array) -> dict[str, Any]:
+        return observed_sites(program, site.name, x, args, kwargs)
+
+    def loc(x: Array, name: str) -> Array:
+        entry = sites(x)[name]
+        return jnp.broadcast_to(coordinates(entry["fn"]).mean, jnp.shape(entry["value"])).reshape(-1)
+
+    nothing = jnp.zeros(shape)
+    now = sites(nothing)
+    factors: list[Multiplier] = []
+    for name, index in site.direct.items():
+        entry, where = now[name], jnp.array(index)
+        residual = entry["value"].reshape(-1) - loc(nothing, name)
+        scale = jnp.broadcast_to(coordinates(entry["fn"]).scale, jnp.shape(entry["value"])).reshape(-1)
+        flat = nothing.reshape(-1)
+        y, scales = flat.at[where].set(residual), jnp.ones_like(flat).at[where].set(scale)
+        mask = np.zeros(flat.size, bool)
+        mask[list(index)] = True
+        factors.append(NormalObservation(y.reshape(shape), scales.reshape(shape), mask.reshape(shape)))
+    for name in site.linear:
+        entry = now[name]
+        law, residual = coordinates(entry["fn"]), entry["value"].reshape(-1) - loc(nothing, name)
+        if isinstance(law, MultivariateNormal):
+            covariance = law.covariance_matrix
+        else:
+            covariance = jnp.diag(jnp.square(jnp.broadcast_to(law.scale, jnp.shape(entry["value"])).reshape(-1)))
+        factors.append(LinearObservation(residual, jax.jacobian(loc)(nothing, name), covariance=covariance))
+    gaussian = (*site.direct, *site.linear)
+    if set(gaussian) != set(now):
+        factors.append(Downstream(program, site.name, args, kwargs, gaussian))
+    return Product(factors)
+
+
 def diffusion_site(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Site:
-    """The diffusion site of a program whose only latent it is.
+    """The diffusion site of a program whose only latent it is, and which of its observed sites are Gaussian in it.
 
     Raises:
         ValueError: no diffusion site, several, one that is observed or inside a plate, or other latent sites beside it.
@@ -97,7 +158,51 @@ def diffusion_site(program: Callable[..., Any], args: tuple[Any, ...], kwargs: d
             f"site {name!r} draws several data, batch shape {prior.batch_shape}; ParticlePosterior infers one. Write the program "
             "for one datum and use run_batch."
         )
-    return Site(name, prior.diffusion)
+    return Site(name, prior.diffusion, *_gaussian(program, name, prior.diffusion, args, kwargs))
+
+
+def _gaussian(
+    program: Callable[..., Any], name: str, diffusion: Diffusion, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """Observed sites that are Gaussian with an affine mean: selections of coordinates, with which, and others."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *diffusion.event_shape)), float)
+    points = (jnp.zeros(diffusion.event_shape), x[0], x[1], x[0] + x[1])
+    try:
+        traces = [observed_sites(program, name, point, args, kwargs) for point in points]
+    except (ValueError, TypeError):  # a program that takes some x only: grey levels, bits
+        return {}, ()
+    direct: dict[str, tuple[int, ...]] = {}
+    linear: list[str] = []
+    for site in traces[0]:
+        entries = [trace[site] for trace in traces]
+        laws = [coordinates(entry["fn"]) for entry in entries]
+        plain = all(entry["scale"] is None or is_identically_one(entry["scale"]) for entry in entries)
+        if not plain or not isinstance(laws[0], Normal | MultivariateNormal):
+            continue
+        means = [np.broadcast_to(law.mean, jnp.shape(entries[0]["value"])).ravel() for law in laws]
+        if not (_same(laws, entries) and np.allclose(means[3] + means[0], means[1] + means[2], atol=1e-4)):
+            continue
+        index = _selection(means[1] - means[0], np.asarray(x[0]).ravel())
+        if index is not None and isinstance(laws[0], Normal) and not {*index} & {*sum(direct.values(), ())}:
+            direct[site] = index
+        elif means[0].size <= MOST_ROWS:
+            linear.append(site)
+    return direct, tuple(linear)
+
+
+def _same(laws: list[Distribution], entries: list[Any]) -> bool:
+    """Whether the noise is the same at every x."""
+    noise = [law.covariance_matrix if isinstance(law, MultivariateNormal) else law.scale for law in laws]
+    values = all(np.array_equal(entry["value"], entries[0]["value"]) for entry in entries)
+    return values and all(np.allclose(each, noise[0]) for each in noise)
+
+
+def _selection(image: np.ndarray, x: np.ndarray) -> tuple[int, ...] | None:
+    """Flat indices of x that an image is made of, each used once; None where it is another map."""
+    index = np.argmin(np.abs(image[:, None] - x[None]), axis=1)
+    good = np.allclose(x[index], image, atol=1e-5) and len(np.unique(index)) == len(index)
+    return tuple(int(i) for i in index) if good else None
 
 
 def prior_of(law: Distribution) -> DiffusionPrior | None:

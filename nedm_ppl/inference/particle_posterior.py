@@ -14,7 +14,7 @@ from jax.sharding import Sharding
 from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
-from nedm_ppl.inference.downstream import Downstream, diffusion_site
+from nedm_ppl.inference.downstream import Site, diffusion_site, downstream
 from nedm_ppl.inference.multiplier import Known, Multiplier, Product, as_multiplier
 from nedm_ppl.inference.particles import Particles, Resampling, particle_filter, systematic
 from nedm_ppl.inference.posterior import MultipliedDiffusion, multiply
@@ -92,6 +92,7 @@ class ParticlePosterior:
         self._options: dict[str, Any] = {"along": along, "covariance": covariance, "num_draws": num_draws}
         self._filter: dict[str, Any] = {"resampling": resampling, "threshold": threshold, "sharding": sharding}
         self._site = "x"
+        self._found: Site | None = None
         self._particles: Particles | None = None
         self._key: Array | None = None
         self._batch_shape: tuple[int, ...] = ()
@@ -130,9 +131,8 @@ class ParticlePosterior:
                 f"args must all have one leading axis, that of the observations; got leading axes {sorted(sizes)}."
             )
         ((num,),) = sizes
-        self._target(
-            jax.tree.map(lambda leaf: leaf[0], args), {}
-        )  # what can be wrong is said of one, before any is run
+        first = jax.tree.map(lambda leaf: leaf[0], args)
+        target = self._target(first, {})  # what can be wrong is said of one, before any is run
         keys = jax.random.split(rng_key, (num, self.num_repeats))
         size = num if batch_size is None else min(batch_size, num)
         parts = []
@@ -287,8 +287,9 @@ class ParticlePosterior:
                 raise ValueError("run takes no arguments where r is a Multiplier; make r a function of them.")
             product = as_multiplier(r(*args, **kwargs) if callable(r) and (args or kwargs) else r)
         else:
-            self._site, diffusion = diffusion_site(self.model, args, kwargs)
-            product = as_multiplier(Downstream(self.model, self._site, args, kwargs))
+            self._found = diffusion_site(self.model, args, kwargs)
+            self._site, diffusion = self._found.name, self._found.diffusion
+            product = downstream(self.model, self._found, args, kwargs)
         _check_support(product, self._options["along"])
         return multiply(diffusion, product, **self._options)
 
@@ -297,7 +298,9 @@ class ParticlePosterior:
         if isinstance(self.model, Diffusion):
             assert callable(self.r)
             return as_multiplier(eqx.filter_vmap(self.r)(*args))
-        return as_multiplier(Downstream(self.model, self._site, args))
+        model, found = self.model, self._found
+        assert found is not None
+        return eqx.filter_vmap(lambda *args: downstream(model, found, args, {}))(*args)
 
     def _finish(self, rng_key: Array, particles: Particles, batch_shape: tuple[int, ...]) -> None:
         particles = jax.tree.map(np.asarray, particles)
