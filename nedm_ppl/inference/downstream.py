@@ -7,8 +7,8 @@ r"""The rest of a NumPyro program as a multiplier: everything downstream of a di
 Given x, the joint density of the observed sites is $r(x)$, and the program's posterior is $p(x)\, r(x)$ up to a constant.
 
 Observed sites that are Gaussian with a mean affine in x and a noise that does not depend on it are recognised, so that what
-`NormalObservation` and `LinearObservation` know in closed form holds for a program too. Whether a mean is affine is asked of its values
-at random x, not of the code.
+`NormalObservation` and `LinearObservation` know in closed form holds for a program too. Whether a mean is affine is asked of its
+values at random x, not of the code.
 """
 
 from collections.abc import Callable
