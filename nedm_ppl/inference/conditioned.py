@@ -78,8 +78,12 @@ class LinearGaussian(Distribution):
         power: ArrayLike = 1.0,
         validate_args: bool | None = None,
     ):
-        self.prior, self.power = prior, power
-        self.matrix, self.value, self.covariance = matrix, value, covariance
+        # Every parameter carries the batch axes, so that rows of a batch can be taken by their first axis.
+        batch, dim = prior.batch_shape, jnp.shape(value)[-1]
+        self.prior, self.power = prior, jnp.asarray(power, float)
+        self.matrix = jnp.broadcast_to(matrix, (*batch, dim, *prior.event_shape))
+        self.value = jnp.broadcast_to(value, (*batch, dim))
+        self.covariance = jnp.broadcast_to(covariance, (*batch, dim, dim))
         super().__init__(prior.batch_shape, prior.event_shape, validate_args=validate_args)
 
     @property

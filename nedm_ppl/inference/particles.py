@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 from jax.sharding import Sharding
-from numpyro.distributions import Distribution
+from jax.typing import ArrayLike
 
-from nedm_ppl.inference.posterior import MultipliedDiffusion
+from nedm_ppl.inference.posterior import Look, MultipliedDiffusion
 
 __all__ = ["Particles", "Resampling", "effective_sample_size", "multinomial", "particle_filter", "systematic"]
 
@@ -72,11 +72,10 @@ def effective_sample_size(log_weights: Array) -> Array:
 
 
 class _State(NamedTuple):
-    """The filter between two steps."""
+    """The filter on its way to the next state."""
 
     x: Array
-    log_weights: Array  # since the last resampling
-    log_r: Array  # log r_t(x_t)
+    log_weights: Array  # since the last resampling, without r_t(x_t)
     log_evidence: Array  # of what was resampled away
     ancestors: Array
 
@@ -104,7 +103,6 @@ def particle_filter(
         threshold: Resample where the effective sample size falls below this share of N; 0 never, 1 always.
         sharding: How particles are laid over devices, for their first axis.
     """
-    diffusion, num_steps = target.diffusion, target.num_steps
     key_chain, key_first = jax.random.split(rng_key)
     key_start, key_steps = jax.random.split(key_chain)
     key_resample = jax.random.fold_in(key_first, 1)
@@ -112,58 +110,46 @@ def particle_filter(
     def placed(x: Array) -> Array:
         return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
-    def resampled(key: Array, state: _State) -> _State:
-        def survive() -> _State:
+    def resampled(key: Array, state: _State, look: Look) -> tuple[_State, Look]:
+        def survive() -> tuple[_State, Look]:
             chosen = resampling(key, jnp.exp(state.log_weights - logsumexp(state.log_weights)))
-            return _State(
-                placed(state.x[chosen]),
-                jnp.zeros_like(state.log_weights),
-                state.log_r[chosen],
-                state.log_evidence + _log_mean(state.log_weights),
-                state.ancestors[chosen],
-            )
+            evidence = state.log_evidence + _log_mean(state.log_weights)
+            x, kept = placed(state.x[chosen]), jax.tree.map(lambda leaf: _rows(leaf, chosen), look)
+            return _State(x, jnp.zeros_like(state.log_weights), evidence, state.ancestors[chosen]), kept
 
         poor = effective_sample_size(state.log_weights) < threshold * num_particles
-        return jax.lax.cond(poor & jnp.isfinite(logsumexp(state.log_weights)), survive, lambda: state)
+        return jax.lax.cond(poor & jnp.isfinite(logsumexp(state.log_weights)), survive, lambda: (state, look))
 
-    def moved(state: _State, key: Array, law: Distribution, proposal: Distribution, log_r: Callable) -> _State:
-        x = placed(proposal.sample(key).astype(state.x.dtype))
-        now = log_r(x)
-        ratio = law.log_prob(x) - proposal.log_prob(x) + now - state.log_r
-        return _State(x, _usable(state.log_weights + ratio), now, state.log_evidence, state.ancestors)
+    def step(state: _State, look: Look, t: ArrayLike, key: Array) -> tuple[_State, tuple[Array, Array, Array]]:
+        state = state._replace(log_weights=_usable(state.log_weights + look.log_r))
+        reported = report(state)
+        state, look = resampled(jax.random.fold_in(key_resample, t), state, look)
+        x = placed(look.proposal.sample(key).astype(state.x.dtype))
+        ratio = look.law.log_prob(x) - look.proposal.log_prob(x) - look.log_r
+        return state._replace(x=x, log_weights=_usable(state.log_weights + ratio)), reported
 
     def report(state: _State) -> tuple[Array, Array, Array]:
         alive = jnp.zeros(num_particles, int).at[state.ancestors].set(1)
         evidence = state.log_evidence + _log_mean(state.log_weights)
         return effective_sample_size(state.log_weights), jnp.sum(alive), evidence
 
-    def step(state: _State, t: Array) -> tuple[_State, tuple[Array, Array, Array]]:
-        reported = report(state)
-        state = resampled(jax.random.fold_in(key_resample, t), state)
-        law, proposal = diffusion.kernel(t, state.x), target.kernel(t, state.x)
-        return moved(state, jax.random.fold_in(key_steps, t), law, proposal, lambda x: target.log_r(t - 1, x)), reported
-
     initial = target.initial()
     x = placed(initial.sample(key_start, (num_particles,)))
-    log_r = target.log_r(num_steps, x)
-    log_weights = diffusion.process.stationary().log_prob(x) - initial.log_prob(x) + log_r
-    state = _State(x, _usable(log_weights), log_r, jnp.zeros(()), jnp.arange(num_particles))
-
-    state, reports = jax.lax.scan(step, state, jnp.arange(num_steps, 1, -1))
-    at_1 = report(state)
-    state = resampled(jax.random.fold_in(key_resample, 1), state)
-    law, proposal = diffusion.first_kernel(state.x), target.first_kernel(state.x)
-    state = moved(state, key_first, law, proposal, lambda x: _log_r_of_data(target, x))
+    log_weights = target.diffusion.process.stationary().log_prob(x) - initial.log_prob(x)
+    state = _State(x, _usable(log_weights), jnp.zeros(()), jnp.arange(num_particles))
+    state, reports = jax.lax.scan(
+        lambda state, t: step(state, target.look(t, state.x), t, jax.random.fold_in(key_steps, t)),
+        state,
+        jnp.arange(target.num_steps, 1, -1),
+    )
+    state, at_1 = step(state, target.look_first(state.x), 1, key_first)
+    state = state._replace(log_weights=_usable(state.log_weights + jax.vmap(target.r.log_r)(state.x)))
     series = [
         jnp.concatenate([jnp.stack([last, before]), along[::-1]])
         for last, before, along in zip(report(state), at_1, reports, strict=True)
     ]
     log_evidence = state.log_evidence + _log_mean(state.log_weights)
     return Particles(state.x, state.log_weights - logsumexp(state.log_weights), log_evidence, *series)
-
-
-def _log_r_of_data(target: MultipliedDiffusion, x: Array) -> Array:
-    return jax.vmap(target.r.log_r)(x)
 
 
 def _log_mean(log_weights: Array) -> Array:
@@ -173,6 +159,12 @@ def _log_mean(log_weights: Array) -> Array:
 def _usable(log_weights: Array) -> Array:
     """A weight that is NaN counts as zero."""
     return jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
+
+
+def _rows(leaf: Array, chosen: Array) -> Array:
+    """The chosen rows of a law's parameter; one that is the same for all particles has a first axis of 1, or none."""
+    leaf = jnp.asarray(leaf)
+    return leaf[chosen] if leaf.ndim > 0 and leaf.shape[0] == chosen.shape[0] else leaf
 
 
 def _invert(weights: Array, positions: Array) -> Array:

@@ -19,7 +19,7 @@ How r continues along the chain is a choice:
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -46,6 +46,20 @@ from nedm_ppl.models.diffusion import Diffusion
 __all__ = ["Constant", "Lookahead", "MultipliedDiffusion", "Power", "Supplied", "multiply"]
 
 
+class Look(NamedTuple):
+    r"""What a multiplied chain makes of a state $x_t$.
+
+    Attributes:
+        log_r: $\log r_t(x_t)$, nats, shape (*batch,).
+        law: The model's kernel $p(x_{t-1} | x_t)$.
+        proposal: The perturbed kernel $\tilde p(x_{t-1} | x_t)$.
+    """
+
+    log_r: Array
+    law: Distribution
+    proposal: Distribution
+
+
 class MultipliedDiffusion(eqx.Module):
     r"""A diffusion whose every step is multiplied by $r_t$; made by `multiply`. Its samples are approximate.
 
@@ -58,16 +72,25 @@ class MultipliedDiffusion(eqx.Module):
     r: eqx.AbstractVar[Product]
 
     @abstractmethod
-    def log_r(self, t: ArrayLike, x: Array) -> Array:
-        r"""$\log r_t(x_t)$ for t in 1..T, nats, shape (*batch,)."""
+    def look(self, t: ArrayLike, x: Array) -> Look:
+        r"""$r_t(x_t)$ and both kernels, from one evaluation of the network; at t = 1 only `log_r` means anything."""
 
     @abstractmethod
     def initial(self) -> Distribution:
         r"""The law $x_T$ is drawn from: $\pi\, r_T$ where that has a closed form, or $\pi$."""
 
-    @abstractmethod
+    def log_r(self, t: ArrayLike, x: Array) -> Array:
+        r"""$\log r_t(x_t)$ for t in 1..T, nats, shape (*batch,)."""
+        return self.look(t, x).log_r
+
     def kernel(self, t: ArrayLike, x: Array) -> Distribution:
         r"""The perturbed kernel $\tilde p(x_{t-1} | x_t = x)$, for t = 2..T."""
+        return self.look(t, x).proposal
+
+    def look_first(self, x1: Array) -> Look:
+        r"""The same of $x_1$, with the first step $p(x_0 | x_1)$ as the law."""
+        law = self.diffusion.first_kernel(x1)
+        return Look(self.log_r(1, x1), law, perturb(law, self.r, x1))
 
     def first_kernel(self, x1: Array) -> Distribution:
         r"""The perturbed first step: $p(x_0 | x_1)\, r(x_0)$, normalised, exactly where r allows it."""
@@ -123,16 +146,14 @@ class Constant(MultipliedDiffusion):
     diffusion: Diffusion
     r: Product
 
-    def log_r(self, t: ArrayLike, x: Array) -> Array:
-        return over_batch(self.r.log_r, x, len(self.event_shape))
+    def look(self, t: ArrayLike, x: Array) -> Look:
+        law = self.diffusion.kernel(t, x)
+        return Look(over_batch(self.r.log_r, x, len(self.event_shape)), law, perturb(law, self.r, x))
 
     def initial(self) -> Distribution:
         noise = self.diffusion.process.stationary()
         product = self.r.times(noise)
         return noise if product is None else product
-
-    def kernel(self, t: ArrayLike, x: Array) -> Distribution:
-        return perturb(self.diffusion.kernel(t, x), self.r, x)
 
 
 class Power(MultipliedDiffusion):
@@ -141,15 +162,14 @@ class Power(MultipliedDiffusion):
     diffusion: Diffusion
     r: Product
 
-    def log_r(self, t: ArrayLike, x: Array) -> Array:
+    def look(self, t: ArrayLike, x: Array) -> Look:
         log_r = over_batch(self.r.log_r, x, len(self.event_shape))
-        return jnp.where(t == self.num_steps, 0.0, self._power(t) * log_r)
+        log_r = jnp.where(t == self.num_steps, 0.0, self._power(t) * log_r)
+        law = self.diffusion.kernel(t, x)
+        return Look(log_r, law, perturb(law, self.r, x, self._power(t - 1)))
 
     def initial(self) -> Distribution:
         return self.diffusion.process.stationary()
-
-    def kernel(self, t: ArrayLike, x: Array) -> Distribution:
-        return perturb(self.diffusion.kernel(t, x), self.r, x, self._power(t - 1))
 
     def _power(self, t: ArrayLike) -> Array:
         return jnp.asarray((self.num_steps - t) / self.num_steps)
@@ -183,41 +203,31 @@ class Lookahead(MultipliedDiffusion):
         if self.covariance == "jacobian" and self._linear is None:
             raise ValueError("covariance 'jacobian' is for a LinearObservation; r has none. Leave it at 'diagonal'.")
 
-    def log_r(self, t: ArrayLike, x: Array) -> Array:
-        law = self.diffusion.data_law(t, x)
-        linear = self._linear
-        if self.covariance == "diagonal" or linear is None:
-            return log_mean(law, self.r, lambda law, rest: self._average(t, x, rest))
-        total = log_mean(law, self._others, lambda law, rest: self._average(t, x, rest))
-        residual, image, _ = self._moments(t, x, law, linear)
-        return total + normal_log_prob(residual, image + linear.covariance)
-
-    def initial(self) -> Distribution:
-        return self.diffusion.process.stationary()
-
-    def kernel(self, t: ArrayLike, x: Array) -> Distribution:
+    def look(self, t: ArrayLike, x: Array) -> Look:
         process: Any = self.diffusion.process
-        law = self.diffusion.data_law(t, x)
-        others = self._others
-        tilted = perturb(law, others, jnp.round(law.mean) if law.is_discrete else law.mean)
-        step = self.diffusion.kernel(t, x)
+        law, data_law = self.diffusion.laws(t, x)
+        linear, others = self._linear, self._others
+        log_r, tilted, step = jnp.zeros(law.batch_shape), data_law, law
         if others.factors:
-            step = _carried(step, process.reverse_step(t, x, law), process.reverse_step(t, x, tilted))
-        linear = self._linear
+            log_r = log_mean(data_law, others, lambda so_far, rest: self._average(t, x, rest))
+            tilted = perturb(data_law, others, jnp.round(data_law.mean) if law.is_discrete else data_law.mean)
+            step = _carried(law, process.reverse_step(t, x, data_law), process.reverse_step(t, x, tilted))
         if linear is None:
-            return step
+            return Look(log_r, law, step)
+        residual, image, cross = self._moments(t, x, tilted, linear)
+        log_r = log_r + normal_log_prob(residual, image + linear.covariance)
         # y and x_{t-1} are jointly Gaussian given x_t, with covariance c A C: an observation of x_{t-1}, whose noise is what
         # x_{t-1} does not explain of y.
-        residual, image, cross = self._moments(t, x, tilted, linear)
         c, _, _ = process.posterior_coefficients(t)
         matrix = c * cross / jnp.expand_dims(step.variance, -1 - process.event_dim)
         explained = _outer(c * cross, matrix, process.event_dim)
-        covariance = linear.covariance + _positive_part(image - explained)
-        value = (
-            residual
-            + _outer(step.mean[..., None, *[slice(None)] * process.event_dim], matrix, process.event_dim)[..., 0, :]
+        value = residual + _image(matrix, step.mean, process.event_dim)
+        return Look(
+            log_r, law, LinearGaussian(step, matrix, value, linear.covariance + _positive_part(image - explained))
         )
-        return LinearGaussian(step, matrix, value, covariance)
+
+    def initial(self) -> Distribution:
+        return self.diffusion.process.stationary()
 
     @property
     def _linear(self) -> LinearObservation | None:
@@ -230,7 +240,7 @@ class Lookahead(MultipliedDiffusion):
     def _moments(
         self, t: ArrayLike, x: Array, law: Distribution, linear: LinearObservation
     ) -> tuple[Array, Array, Array]:
-        """y - A m, A C A' and A C; shapes (*batch, dim), (*batch, dim, dim) and (*batch, dim, *event)."""
+        """Residual y - A m, and A C A', A C; shapes (*batch, dim), (*batch, dim, dim) and (*batch, dim, *event)."""
         event_dim = len(self.event_shape)
         residual = linear.y - _image(linear.matrix, law.mean, event_dim)
         if self.covariance == "diagonal":
@@ -271,14 +281,13 @@ class Supplied(MultipliedDiffusion):
     r: Product
     function: Callable[[ArrayLike, Array], Array]
 
-    def log_r(self, t: ArrayLike, x: Array) -> Array:
-        return over_batch(lambda x: self.function(t, x), x, len(self.event_shape))
+    def look(self, t: ArrayLike, x: Array) -> Look:
+        log_r = over_batch(lambda x: self.function(t, x), x, len(self.event_shape))
+        law = self.diffusion.kernel(t, x)
+        return Look(log_r, law, perturb(law, as_multiplier(lambda x: self.function(t - 1, x)), x))
 
     def initial(self) -> Distribution:
         return self.diffusion.process.stationary()
-
-    def kernel(self, t: ArrayLike, x: Array) -> Distribution:
-        return perturb(self.diffusion.kernel(t, x), as_multiplier(lambda x: self.function(t - 1, x)), x)
 
 
 def multiply(

@@ -127,10 +127,16 @@ class Diffusion(eqx.Module):
     def data_law(self, t: ArrayLike, x: Array) -> Distribution:
         r"""What the model expects of $x_0$ given $x_t = x$, independent over coordinates: the kernel's own prediction,
         or for a kernel that predicts no $x_0$ the law its step implies. An approximation, not the model's posterior."""
-        self.process.check_time(t)
+        return self.laws(t, x)[1]
+
+    def laws(self, t: ArrayLike, x: Array) -> tuple[Distribution, Distribution]:
+        r"""The reverse kernel $p(x_{t-1} | x_t = x)$ and `data_law` together, from one evaluation of the network."""
         if isinstance(self.reverse, Prediction):
-            return self.reverse.data_law(self.process, t, x)
-        return self.process.implied_data_law(t, x, self.kernel(t, x))
+            self.process.check_time(t)
+            data_law = self.reverse.data_law(self.process, t, x)
+            return self.process.reverse_step(t, x, data_law), data_law
+        step = self.kernel(t, x)
+        return step, self.process.implied_data_law(t, x, step)
 
     def reverse_chain(self) -> MarkovChain:
         r"""The reverse trajectory $p(x_{1..T})$; event shape (T, *event), time ascending."""
