@@ -251,6 +251,12 @@ def _metrics_table(metrics: dict, published: str = "") -> Table:
     title = f"{metrics['experiment']}, T = {metrics['num_steps']}, seed {metrics['seed']}"
     table = Table("quantity", metrics["unit"], title=title)
     table.add_row("bound K on the holdout (higher is better)", f"[bold]{text(metrics['bound'])}[/bold]")
+    likelihood = metrics.get("log_likelihood")
+    if likelihood is not None:
+        data = f"{likelihood['num_data']:,} data x {likelihood['num_particles']} trajectories"
+        table.add_row(f"log likelihood, {data}", text(likelihood))
+        k_hat = likelihood["k_hat_max"]
+        table.add_row("  its largest Pareto k-hat", "unknown" if k_hat is None else f"{k_hat:.2f}")
     table.add_row("null: log likelihood under the noise law", text(metrics["null"]))
     table.add_row("K above the null", text(metrics["bound_above_null"]))
     table.add_row("truth: exact log likelihood", text(metrics["truth"]))

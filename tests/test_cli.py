@@ -47,7 +47,7 @@ def few_data():
                 split.train[:300], None if split.validation is None else split.validation[:20], split.holdout[:100]
             )
 
-        return replace(experiment, data=data)
+        return replace(experiment, data=data, likelihood_size=6, likelihood_particles=24)
 
     with pytest.MonkeyPatch.context() as patch:
         for name, experiment in EXPERIMENTS.items():
@@ -79,6 +79,12 @@ def test_a_run_leaves_model_metrics_figures_and_arviz_files(run_folder, name):
     gain = metrics["bound"]["mean"] - metrics["null"]["mean"]
     assert metrics["bound_above_null"]["mean"] == pytest.approx(gain, abs=1e-4)
     assert sum(term["mean"] for term in metrics["terms"].values()) == pytest.approx(metrics["bound"]["mean"], abs=1e-4)
+    likelihood = metrics["log_likelihood"]
+    assert likelihood["num_data"] == 6 and likelihood["num_particles"] == 24 and likelihood["se"] > 0
+    unit = EXPERIMENTS[name].per_datum * math.log(2)
+    with xr.open_dataset(folder / "likelihood.nc", group="likelihood", engine="h5netcdf") as per_datum:
+        assert float(per_datum["log_prob"].mean()) / unit == pytest.approx(likelihood["mean"], rel=1e-6)
+        assert float(per_datum["k_hat"].max()) == likelihood["k_hat_max"]
     assert {path.suffix for path in folder.iterdir()} >= {".png", ".nc", ".json"}
     for figure in folder.glob("*.png"):
         assert figure.read_bytes()[:4] == b"\x89PNG" and figure.stat().st_size > 5_000

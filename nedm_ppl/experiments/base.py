@@ -4,7 +4,7 @@ An experiment says what its data, model and training are; `run` does the same wi
 
     model/          the trained model, which `Diffusion.load` reads
     metrics.json    the numbers
-    *.nc            training trace and pointwise bounds, for ArviZ
+    *.nc            training trace, pointwise bounds and likelihoods, for ArviZ
     *.png           the pictures
     checkpoint/     the state of the training run, for --resume
 """
@@ -46,12 +46,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run knows: the model, its history, and its numbers in the experiment's unit."""
+    """What a finished run knows: the model, its history, and its numbers in the experiment's unit.
+
+    `terms` and `likelihood` hold a value for every datum, in nats: the bound of all of `split.holdout`, and log p(x_0) of its
+    first `Experiment.likelihood_size`.
+    """
 
     diffusion: Diffusion
     split: Split
     fitted: inference.Fitted
     terms: inference.BoundTerms
+    likelihood: inference.LogLikelihood
     metrics: dict[str, Any]
 
 
@@ -74,6 +79,8 @@ class Experiment:
         train_steps: Optimiser steps.
         training: Further arguments of `inference.fit`.
         num_times: Steps of the chain per holdout datum in the reported bound; None is all of them.
+        likelihood_particles: Trajectories per datum of the reported log likelihood, S.
+        likelihood_size: How many of the holdout's first data it is estimated for.
         extra_metrics: `(result) -> dict`, beyond the common ones.
         published: The paper's number with its unit, for the table.
     """
@@ -92,7 +99,9 @@ class Experiment:
     training: Callable[[int], dict[str, Any]]
     per_datum: int = 1
     num_times: int | None = None
-    extra_metrics: Callable[[dict[str, Any]], dict[str, Any]] = field(default=lambda metrics: {})
+    likelihood_particles: int = 64
+    likelihood_size: int = 500
+    extra_metrics: Callable[[Result], dict[str, Any]] = field(default=lambda result: {})
     published: str = ""
 
 
@@ -137,7 +146,7 @@ def run(
     if train_steps < 1:
         raise ValueError(f"--steps must be at least 1; got {train_steps}.")
 
-    key_build, key_fit, key_evaluate, key_figures = jax.random.split(jax.random.key(seed), 4)
+    key_build, key_fit, key_evaluate, key_figures, key_likelihood = jax.random.split(jax.random.key(seed), 5)
     split = experiment.data(seed)
     diffusion = experiment.build(key_build, split, num_steps, first_step)
     _prepare(out, resume=resume, force=force)  # only now that every argument has been seen to make sense
@@ -156,9 +165,17 @@ def run(
     terms = inference.evaluate(
         key_evaluate, fitted.diffusion, split.holdout, num_times=experiment.num_times, progress=progress
     )
-    metrics = _metrics(experiment, fitted, split, terms, seed)
+    likelihood = inference.log_likelihood(
+        key_likelihood,
+        fitted.diffusion,
+        split.holdout[: experiment.likelihood_size],
+        num_particles=experiment.likelihood_particles,
+        progress=progress,
+    )
+    metrics = _metrics(experiment, fitted, split, terms, likelihood, seed)
     metrics["evaluation_seconds"] = round(time.perf_counter() - start, 2)
-    result = Result(fitted.diffusion, split, fitted, terms, metrics)
+    result = Result(fitted.diffusion, split, fitted, terms, likelihood, metrics)
+    metrics |= experiment.extra_metrics(result)
 
     fitted.diffusion.save(out / "model", overwrite=True)
     write_json(out / "metrics.json", metrics)
@@ -195,13 +212,18 @@ def _prepare(out: Path, *, resume: bool, force: bool) -> None:
 
 
 def _metrics(
-    experiment: Experiment, fitted: inference.Fitted, split: Split, terms: inference.BoundTerms, seed: int
+    experiment: Experiment,
+    fitted: inference.Fitted,
+    split: Split,
+    terms: inference.BoundTerms,
+    likelihood: inference.LogLikelihood,
+    seed: int,
 ) -> dict[str, Any]:
     unit = BITS / experiment.per_datum
     truth = experiment.truth(split.holdout)
     null = inference.estimate(fitted.diffusion.null_log_prob(split.holdout)) * unit
     bound = inference.estimate(terms.total) * unit
-    metrics = {
+    return {
         "experiment": experiment.name,
         "seed": seed,
         "num_steps": fitted.diffusion.num_steps,
@@ -211,6 +233,12 @@ def _metrics(
         "holdout_size": len(split.holdout),
         "unit": experiment.unit,
         "bound": _entry(bound),
+        "log_likelihood": _entry(likelihood.mean * unit)
+        | {
+            "num_particles": experiment.likelihood_particles,
+            "num_data": likelihood.log_prob.size,
+            "k_hat_max": _number(likelihood.k_hat.max()),
+        },
         "null": _entry(null),
         "truth": _entry(None if truth is None else _exact(truth) * unit),
         "bound_above_null": _entry(
@@ -222,13 +250,17 @@ def _metrics(
             "first_step": _entry(inference.estimate(terms.first_step) * unit),
         },
     }
-    return metrics | experiment.extra_metrics(metrics)
 
 
 def _entry(value: Estimate | None) -> dict[str, float | None]:
     if value is None:
         return {"mean": None, "se": None}
-    return {"mean": value.mean, "se": None if math.isnan(value.se) else value.se}
+    return {"mean": _number(value.mean), "se": _number(value.se)}
+
+
+def _number(value: float) -> float | None:
+    """What JSON can hold; None for what is not finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _exact(truth: np.ndarray) -> Estimate:
@@ -241,3 +273,4 @@ def _to_arviz(result: Result, out: Path) -> None:
 
     diagnostics.trace_to_arviz(result.fitted.history).to_netcdf(str(out / "training.nc"))
     diagnostics.bound_to_arviz(result.terms).to_netcdf(str(out / "bound.nc"))
+    result.likelihood.to_arviz().to_netcdf(str(out / "likelihood.nc"))

@@ -68,7 +68,8 @@ def training(num_steps: int) -> dict[str, Any]:
     }
 
 
-def discrete(metrics: dict[str, Any]) -> dict[str, Any]:
+def discrete(result: Result) -> dict[str, Any]:
+    metrics = result.metrics
     if metrics["first_step"] != "quantised":
         return {}
     return {"bits_per_dim_discrete": {"mean": -metrics["bound"]["mean"], "se": metrics["bound"]["se"]}}
@@ -100,5 +101,7 @@ DIGITS = Experiment(
     training=training,
     per_datum=PIXELS,
     num_times=125,
+    likelihood_size=16,
+    likelihood_particles=24,
     extra_metrics=discrete,
 )
