@@ -11,6 +11,8 @@ from nedm_ppl.models.discrete import FlipRate as FlipRate
 from nedm_ppl.models.discrete import LevelPrediction as LevelPrediction
 from nedm_ppl.models.discrete import Levels as Levels
 from nedm_ppl.models.discrete import log_frequencies as log_frequencies
+from nedm_ppl.models.flow import DiffusionFlow as DiffusionFlow
+from nedm_ppl.models.flow import ProbabilityFlow as ProbabilityFlow
 from nedm_ppl.models.gaussian import GaussianDiffusion as GaussianDiffusion
 from nedm_ppl.models.prior import DiffusionPrior as DiffusionPrior
 from nedm_ppl.models.process import DiffusionProcess as DiffusionProcess

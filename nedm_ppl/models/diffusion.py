@@ -26,6 +26,7 @@ from numpyro.distributions import Distribution, Independent, Normal
 
 from nedm_ppl.models.chain import MarkovChain
 from nedm_ppl.models.discrete import check_levels, quantise
+from nedm_ppl.models.flow import DiffusionFlow, probability_flow
 from nedm_ppl.models.prior import DiffusionPrior
 from nedm_ppl.models.process import DiffusionProcess
 from nedm_ppl.models.reverse import Parameterisation, Prediction
@@ -188,6 +189,31 @@ class Diffusion(eqx.Module):
     def prior(self) -> DiffusionPrior:
         r"""The marginal $p(x_0)$ as a site of other programs: `numpyro.sample("x", diffusion.prior())`."""
         return DiffusionPrior(self)
+
+    def flow(
+        self, rng_key: Array | None = None, *, num_probes: int = 16, rtol: float = 1e-5, atol: float = 1e-5
+    ) -> DiffusionFlow:
+        r"""The probability flow, a density of its own: `numpyro.sample("x", diffusion.flow())`; see `models.flow`.
+
+        A normalising flow by a deterministic ODE, Gaussian chains only. It is another model than the chain, and a cross-check
+        of its likelihood. `log_prob` is that of a datum $x_0$, scaled as in training; with a quantised first step that of
+        $x_0$ plus noise of variance $(1 - \bar\alpha_1) / \bar\alpha_1$.
+
+        Args:
+            rng_key: Key of Hutchinson's probes for the trace, fixed for good; None takes the exact trace, at a cost that grows
+                with the size of a datum, 64 coordinates at most.
+            num_probes: Number of probes, with a key. `log_prob` is then an estimate; `log_prob_and_se` says its error.
+            rtol: Relative tolerance of the solver.
+            atol: Absolute tolerance.
+
+        Returns:
+            A NumPyro `TransformedDistribution`, event shape that of one datum; differentiable in reverse mode.
+
+        Raises:
+            ValueError: a chain over bits; a schedule that leaves no signal at T; a fixed first step with T = 1; no key for
+                more than 64 coordinates; no probes, or a tolerance that is not positive.
+        """
+        return probability_flow(self, rng_key, num_probes, rtol, atol)
 
     def model(
         self, x0: Array | None = None, *, num_data: int | None = None, subsample_size: int | None = None
