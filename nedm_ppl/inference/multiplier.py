@@ -524,7 +524,7 @@ def _positive(scale: ArrayLike, name: str) -> Array:
 
 
 def _check_broadcast(value: Array, like: Array, name: str) -> None:
-    if np.broadcast_shapes(value.shape, like.shape) != like.shape:
+    if value.shape not in ((), like.shape):
         raise ValueError(f"{name} must be a scalar or of shape {like.shape}; got shape {value.shape}.")
 
 

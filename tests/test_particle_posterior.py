@@ -1,0 +1,408 @@
+"""Posteriors by particles and the paper's perturbed chain, against closed forms and enumeration."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.infer import MCMC, NUTS, Predictive
+from numpyro.infer.util import log_density
+
+from nedm_ppl import inference, models
+from nedm_ppl.inference import ParticlePosterior, multiply, particle_filter
+from nedm_ppl.inference.posterior import Lookahead
+from tests.conftest import assert_mean, standard_error
+from tests.exact import bits_log_prob, linear_data_law, linear_reverse, states
+
+DIM, STEPS = 3, 8
+SCHEDULE = models.schedules.log_snr_linear(STEPS, start=3.0, end=-6.0)
+PROCESS = models.GaussianDiffusion((DIM,), SCHEDULE)
+
+
+class Linear(eqx.Module):
+    """p(x_{t-1} | x_t) = N(A_t x_t + b_t, diag v_t)."""
+
+    weight: jax.Array
+    bias: jax.Array
+    var: jax.Array
+
+    def __call__(self, t, x):
+        loc = jnp.einsum("ij,...j->...i", self.weight[t - 1], x) + self.bias[t - 1]
+        return dist.Normal(loc, jnp.sqrt(self.var[t - 1])).to_event(1)
+
+
+def instance(seed: int):
+    """A linear-Gaussian prior and observation: arrays of the model and of r, and the exact mean, covariance and log Z."""
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(DIM, DIM))
+    cov, mean = root @ root.T / DIM + 0.3 * np.eye(DIM), 0.5 * rng.normal(size=DIM)
+    weight, bias, covs = linear_reverse(mean, cov, SCHEDULE.rates)
+    var = np.diagonal(covs, axis1=1, axis2=2)
+    mean, cov = linear_data_law(weight, bias, [np.diag(v) for v in var])  # the model's own, whose kernels are diagonal
+    matrix, noise = rng.normal(size=(2, DIM)), np.diag(rng.uniform(0.2, 1.0, size=2))
+    y = matrix @ rng.multivariate_normal(mean, cov) + rng.multivariate_normal(np.zeros(2), noise)
+    spread = matrix @ cov @ matrix.T + noise
+    gain, residual = cov @ matrix.T @ np.linalg.inv(spread), y - matrix @ mean
+    log_z = -0.5 * (residual @ np.linalg.solve(spread, residual) + np.linalg.slogdet(2.0 * np.pi * spread)[1])
+    exact = mean + gain @ residual, cov - gain @ matrix @ cov, log_z
+    return (weight, bias, var), (y, matrix, noise), exact
+
+
+def diffusion_of(arrays) -> models.Diffusion:
+    return models.Diffusion(PROCESS, Linear(*(jnp.asarray(a, float) for a in arrays)), first_step="learned")
+
+
+@pytest.fixture(scope="module")
+def instances():
+    """20 random instances, 64 runs of 32 particles each, by both covariances; and the paper's method."""
+    cases = [instance(seed) for seed in range(20)]
+    arrays, observations = (
+        [jnp.asarray(np.stack([case[part][i] for case in cases]), float) for i in range(3)] for part in (0, 1)
+    )
+
+    def posterior(key, model, observation):
+        y, matrix, noise = observation
+        diffusion = models.Diffusion(PROCESS, Linear(*model), first_step="learned")
+        r = inference.LinearObservation(y, matrix, covariance=noise)
+        targets = [multiply(diffusion, r, along="lookahead", covariance=how) for how in ("diagonal", "jacobian")]
+        runs = [jax.vmap(lambda k, t=t: particle_filter(k, t, 32))(jax.random.split(key, 64)) for t in targets]
+        kept = [(run.x, run.log_weights, run.log_evidence) for run in runs]
+        return kept, multiply(diffusion, r).sample(key, (1000,))
+
+    keys = jax.random.split(jax.random.key(0), len(cases))
+    runs, paper = jax.jit(jax.vmap(posterior))(keys, arrays, observations)
+    return cases, runs, paper
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["diagonal", "jacobian"])
+def test_linear_gaussian_posteriors_and_evidence_are_exact(instances, which):
+    cases, runs, _ = instances
+    x, log_weights, log_evidence = (np.asarray(part, np.float64) for part in runs[which])
+    for i, (_, _, (mean, cov, log_z)) in enumerate(cases):
+        z = np.exp(log_evidence[i] - log_z)
+        assert_mean(z, 1.0)
+        # Z times a mean over particles is unbiased for Z times the posterior mean, run by run.
+        weights = np.exp(log_weights[i])
+        first = np.einsum("rn,rnd->rd", weights, x[i])
+        assert_mean(z[:, None] * (first - mean), 0.0)
+        centred = x[i] - mean
+        second = np.einsum("rn,rnd,rne->rde", weights, centred, centred) - cov
+        assert_mean(z[:, None, None] * second, 0.0)
+
+
+def test_the_papers_method_is_biased_on_the_same_instances(instances):
+    cases, _, paper = instances
+    means = np.stack([case[2][0] for case in cases])
+    bias = np.asarray(paper, np.float64).mean(axis=1) - means
+    error = np.stack([standard_error(draws) for draws in paper])
+    assert np.mean(np.square(bias / error)) > 10.0  # 1 without bias
+
+
+def test_a_weight_without_one_of_its_factors_fails_the_same_test(instances):
+    cases, runs, _ = instances
+    log_evidence = np.asarray(runs[0][2], np.float64)
+    with pytest.raises(AssertionError):
+        for i, (arrays, (y, matrix, noise), (_, _, log_z)) in enumerate(cases):
+            target = Forgetful(
+                diffusion_of(arrays), inference.Product((inference.LinearObservation(y, matrix, covariance=noise),))
+            )
+            keys = jax.random.split(jax.random.key(i), 64)
+            spoiled = _evidences(keys, target)
+            assert log_evidence[i].shape == spoiled.shape
+            assert_mean(np.exp(np.asarray(spoiled, np.float64) - log_z), 1.0)
+
+
+class Forgetful(Lookahead):
+    """A filter whose r_t is not divided out again: one factor of every weight left out."""
+
+    def look(self, t, x):
+        look = super().look(t, x)
+        return look._replace(law=_Scaled(look.law, look.log_r))
+
+
+class _Scaled(dist.Distribution):
+    pytree_data_fields = ("law", "extra")
+
+    def __init__(self, law, extra):
+        self.law, self.extra = law, extra
+        super().__init__(law.batch_shape, law.event_shape, validate_args=False)
+
+    def log_prob(self, value):
+        return self.law.log_prob(value) + 0.1 * self.extra
+
+
+@eqx.filter_jit
+def _evidences(keys, target):
+    return jax.vmap(lambda key: particle_filter(key, target, 32).log_evidence)(keys)
+
+
+# --- bits ---------------------------------------------------------------------------------------------------------------
+
+BIT_DIM, BIT_STEPS, NUM = 8, 20, 4096
+TABLE = 0.5 * np.random.default_rng(1).normal(size=2**BIT_DIM)
+PLACES = 2.0 ** np.arange(BIT_DIM)[::-1]
+
+
+def table_log_r(x):
+    return jnp.asarray(TABLE, float)[jnp.round(x @ jnp.asarray(PLACES, float)).astype(int)]
+
+
+@pytest.fixture(scope="module")
+def enumerated():
+    process = models.BernoulliDiffusion((BIT_DIM,), models.schedules.erasing(BIT_STEPS), rate=0.4)
+    coupling = 0.5 * jax.random.normal(jax.random.key(3), (BIT_DIM, BIT_DIM))
+
+    def network(t, x):
+        return jnp.tanh((2.0 * x - 1.0) @ coupling) * (1.0 - t / BIT_STEPS)
+
+    diffusion = models.Diffusion(process, models.BitPrediction(network), first_step="learned")
+    joint = np.exp(bits_log_prob(diffusion) + TABLE)
+    return diffusion, joint / joint.sum(), joint.sum()
+
+
+def independent_distance(law) -> float:
+    """Mean total variation between a law and NUM exact draws of it."""
+    counts = np.random.default_rng(0).multinomial(NUM, law, size=200) / NUM
+    return float(0.5 * np.abs(counts - law).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("along", ["constant", "power", "lookahead", lambda t, x: 0.5 * table_log_r(x)])
+def test_every_state_of_an_enumerated_posterior(enumerated, along):
+    diffusion, law, z = enumerated
+    target = multiply(diffusion, table_log_r, along=along)
+
+    @jax.jit
+    def run(keys):
+        return jax.lax.map(lambda key: particle_filter(key, target, NUM), keys)
+
+    particles = run(jax.random.split(jax.random.key(5), 6))
+    assert_mean(np.exp(np.asarray(particles.log_evidence, np.float64)) / z, 1.0)
+    index = np.round(np.asarray(particles.x) @ PLACES).astype(int)
+    weights = np.exp(np.asarray(particles.log_weights, np.float64))
+    found = [np.bincount(i, w, 2**BIT_DIM) for i, w in zip(index, weights, strict=True)]
+    distance = np.mean([0.5 * np.abs(each - law).sum() for each in found])
+    assert distance <= 1.5 * independent_distance(law)
+
+
+def test_known_bits_by_lookahead(enumerated):
+    diffusion, _, _ = enumerated
+    known = jnp.array([1.0, 0.0, jnp.nan, jnp.nan, 1.0, jnp.nan, jnp.nan, jnp.nan])
+    agree = np.all(np.isnan(known) | (states(BIT_DIM) == np.asarray(known)), axis=1)
+    joint = np.where(agree, np.exp(bits_log_prob(diffusion)), 0.0)
+    posterior = ParticlePosterior(diffusion, inference.Known(known), num_particles=500, num_repeats=8)
+    posterior.run(jax.random.key(1))
+    relative = np.exp(np.asarray(posterior.particles.log_evidence, np.float64)) / joint.sum()
+    assert_mean(relative, 1.0)
+    truth = (joint / joint.sum()) @ states(BIT_DIM)
+    assert np.all(np.abs(posterior.mean.mean - truth) <= 4.0 * posterior.mean.se + 1e-6)
+    with pytest.raises(ValueError, match="would be held at their values at every t"):
+        ParticlePosterior(diffusion, inference.Known(known), along="constant").run(jax.random.key(0))
+
+
+# --- identities ---------------------------------------------------------------------------------------------------------
+
+CASE = instance(0)
+MODEL = diffusion_of(CASE[0])
+Y, MATRIX, NOISE = (jnp.asarray(part, float) for part in CASE[1])
+OBSERVED = inference.LinearObservation(Y, MATRIX, covariance=NOISE)
+
+
+def test_without_r_it_is_the_prior_exactly():
+    key = jax.random.key(2)
+    particles = eqx.filter_jit(particle_filter)(key, multiply(MODEL, None, along="lookahead"), 50)
+    assert particles.log_evidence == 0.0
+    np.testing.assert_array_equal(particles.ess, np.full(STEPS + 1, 50.0, np.float32))
+    np.testing.assert_array_equal(particles.num_ancestors, 50)
+    for draws in (particles.x, multiply(MODEL, None).sample(key, (50,))):
+        np.testing.assert_allclose(draws, MODEL.sample(key, (50,)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("r", [OBSERVED, lambda x: -jnp.sum(x**4)], ids=["exact", "gradient"])
+def test_one_particle_and_constant_r_is_the_papers_sampler(r):
+    key, target = jax.random.key(4), multiply(MODEL, r)
+    particles = eqx.filter_jit(particle_filter)(key, target, 1)
+    np.testing.assert_allclose(particles.x, target.sample(key, (1,)), rtol=1e-5, atol=1e-6)
+
+
+def test_one_step_with_an_exact_product_has_no_variance():
+    process = models.GaussianDiffusion((2,), models.schedules.FixedSchedule([0.999]))
+    diffusion = models.Diffusion(
+        process, lambda t, x: dist.Normal(jnp.zeros_like(x), 0.5).to_event(1), first_step="learned"
+    )
+    r = inference.NormalObservation(jnp.array([1.0, -1.0]), 0.3)
+    posterior = ParticlePosterior(diffusion, r, num_particles=64, num_repeats=3)
+    posterior.run(jax.random.key(0))
+    exact = dist.Normal(jnp.zeros(2), np.sqrt(0.25 + 0.09)).log_prob(r.y).sum()
+    np.testing.assert_allclose(posterior.particles.log_evidence, exact, rtol=1e-5)
+    np.testing.assert_allclose(posterior.particles.ess[:, 0], 64.0, rtol=1e-5)
+
+
+def test_the_papers_starting_points():
+    noisy = jnp.array([0.5, -0.5, 1.0])
+    target = multiply(MODEL, inference.NormalObservation(noisy, 0.2))
+    x1 = target.sample(jax.random.key(0), (4,), start=noisy, last_step=False)
+    path = target.sample_trajectory(jax.random.key(0), (4,), start=noisy)
+    assert path.shape == (4, STEPS + 1, DIM)
+    np.testing.assert_array_equal(path[:, -1], jnp.broadcast_to(noisy, (4, DIM)))
+    np.testing.assert_allclose(path[:, 1], x1, rtol=1e-6)
+    known = multiply(MODEL, inference.Known(jnp.array([jnp.nan, 0.7, jnp.nan])))
+    held = known.sample_trajectory(jax.random.key(1), (4,))
+    np.testing.assert_array_equal(held[..., 1], jnp.full((4, STEPS + 1), 0.7))
+
+
+# --- the object, and programs -------------------------------------------------------------------------------------------
+
+
+def program(y):
+    x = numpyro.sample("z", MODEL.prior())
+    numpyro.sample("y", dist.MultivariateNormal(MATRIX @ x, NOISE), obs=y)
+
+
+def test_a_program_is_its_multiplier():
+    direct = ParticlePosterior(MODEL, OBSERVED, num_particles=200)
+    traced = ParticlePosterior(program, num_particles=200)
+    direct.run(jax.random.key(0))
+    traced.run(jax.random.key(0), Y)
+    np.testing.assert_allclose(traced.log_evidence.mean, direct.log_evidence.mean, rtol=1e-5)
+    np.testing.assert_allclose(traced.mean.mean, direct.mean.mean, rtol=1e-4, atol=1e-5)
+    assert traced.site == "z" and traced.get_samples()["z"].shape == (800, DIM)
+    assert traced.get_samples(group_by_repeat=True)["z"].shape == (4, 200, DIM)
+
+
+def test_many_observations_side_by_side():
+    ys = Y + jnp.arange(3.0)[:, None]
+    batched = ParticlePosterior(program, num_particles=100, num_repeats=2)
+    batched.run_batch(jax.random.key(0), ys, batch_size=2)
+    whole = ParticlePosterior(
+        MODEL, lambda y: inference.LinearObservation(y, MATRIX, covariance=NOISE), num_particles=100, num_repeats=2
+    )
+    whole.run_batch(jax.random.key(0), ys)
+    np.testing.assert_allclose(batched.log_evidence.mean, whole.log_evidence.mean, rtol=1e-4)
+    assert batched.mean.mean.shape == (3, DIM) and batched.get_samples()["z"].shape == (3, 200, DIM)
+    with pytest.raises(ValueError, match="one leading axis"):
+        batched.run_batch(jax.random.key(0), jnp.zeros(()))
+
+
+def test_a_program_that_is_not_gaussian_against_a_grid():
+    process = models.GaussianDiffusion((1,), models.schedules.log_snr_linear(6, start=3.0, end=-7.0))
+    diffusion = models.Diffusion(process, process.step, first_step="fixed")  # the prior is N(0, 1) exactly
+
+    def counts(y):
+        x = numpyro.sample("x", diffusion.prior())
+        with numpyro.plate("rows", 3), handlers.scale(scale=2.0):
+            numpyro.sample("y", dist.Poisson(jnp.exp(x[0])), obs=y)
+        numpyro.factor("tilt", -0.5 * x[0])
+
+    y = jnp.array([2.0, 3.0, 1.0])
+    posterior = ParticlePosterior(counts, num_particles=500, num_repeats=8)
+    posterior.run(jax.random.key(0), y)
+    grid = np.linspace(-6.0, 6.0, 4001)
+    log_r = 2.0 * np.sum(np.asarray(dist.Poisson(np.exp(grid)[:, None]).log_prob(y), np.float64), axis=1) - 0.5 * grid
+    density = np.exp(log_r - 0.5 * grid**2) / np.sqrt(2.0 * np.pi)
+    z, step = density.sum(), grid[1] - grid[0]
+    assert_mean(np.exp(np.asarray(posterior.particles.log_evidence, np.float64)) / (z * step), 1.0)
+    assert abs(posterior.mean.mean[0] - density @ grid / z) <= 4.0 * posterior.mean.se[0]
+
+
+def test_the_report(capsys):
+    posterior = ParticlePosterior(MODEL, OBSERVED, num_particles=50, num_repeats=2)
+    with pytest.raises(RuntimeError, match="call run"):
+        posterior.get_samples()
+    posterior.run(jax.random.key(0))
+    posterior.print_summary(max_rows=2)
+    printed = capsys.readouterr().out
+    assert "x[0]" in printed and "1 more coordinates" in printed and "log evidence" in printed
+    data = posterior.to_arviz()
+    assert data["posterior"]["x"].shape == (1, 100, DIM)
+    assert data["particles"]["ess"].dims == ("repeat", "time")
+    np.testing.assert_allclose(np.exp(posterior.log_weights).sum(), 1.0, rtol=1e-6)
+    single = ParticlePosterior(MODEL, OBSERVED, num_particles=50, num_repeats=1)
+    single.run(jax.random.key(0))
+    assert np.isnan(single.log_evidence.se) and np.all(np.isnan(single.mean.se))
+
+
+def two_sites():
+    numpyro.sample("a", MODEL.prior())
+    numpyro.sample("b", MODEL.prior())
+
+
+def other_latent(y):
+    scale = numpyro.sample("noise", dist.HalfNormal(1.0))
+    numpyro.sample("y", dist.Normal(numpyro.sample("x", MODEL.prior()), scale).to_event(1), obs=y)
+
+
+def several(y):
+    with numpyro.plate("rows", 2):
+        numpyro.sample("y", dist.Normal(numpyro.sample("x", MODEL.prior()), 1.0).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("make", "args", "message"),
+    [
+        (lambda: ParticlePosterior(MODEL), (), "r must be given with a Diffusion"),
+        (lambda: ParticlePosterior(MODEL, OBSERVED, num_particles=0), (), "at least 1"),
+        (lambda: ParticlePosterior(MODEL, OBSERVED, threshold=1.5), (), "threshold must lie in"),
+        (lambda: ParticlePosterior(MODEL, OBSERVED, along="sideways"), (), "along must be constant"),
+        (lambda: ParticlePosterior(MODEL, OBSERVED, along="power", num_draws=3), (), "belong to along"),
+        (lambda: ParticlePosterior(two_sites), (), "must have one diffusion site; got a, b"),
+        (lambda: ParticlePosterior(other_latent), (jnp.zeros(DIM),), "got noise"),
+        (lambda: ParticlePosterior(several), (jnp.zeros((2, DIM)),), "draws several data"),
+        (lambda: ParticlePosterior(lambda: numpyro.sample("x", dist.Normal())), (), "it has none"),
+        (lambda: ParticlePosterior(handlers.condition(program, {"z": jnp.zeros(DIM)})), (Y,), "is observed"),
+        (lambda: ParticlePosterior(MODEL, lambda x: -jnp.inf * jnp.ones(())), (), "all weight was lost at t = 0"),
+        (lambda: ParticlePosterior(MODEL, lambda x: jnp.nan * x[0], along="power"), (), "all weight was lost at t = "),
+    ],
+)
+def test_bad_input_gets_one_sentence(make, args, message):
+    with pytest.raises(ValueError, match=message):
+        make().run(jax.random.key(0), *args)
+
+
+# --- the prior as a site ------------------------------------------------------------------------------------------------
+
+
+def test_the_prior_is_a_site_like_any_other():
+    def hierarchy(y=None):
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        with numpyro.plate("rows", 2):
+            x = numpyro.sample("x", MODEL.prior())
+            numpyro.sample("y", dist.Normal(x, scale).to_event(1), obs=y)
+
+    draws = Predictive(hierarchy, num_samples=4)(jax.random.key(0))
+    assert draws["x"].shape == (4, 2, DIM)
+    values = {"scale": jnp.array(0.5), "x": jnp.ones((2, DIM))}
+    joint, _ = log_density(hierarchy, (jnp.zeros((2, DIM)),), {}, values)
+    rest = dist.HalfNormal(1.0).log_prob(0.5) + dist.Normal(1.0, 0.5).log_prob(0.0) * 2 * DIM
+    np.testing.assert_allclose(joint, rest, rtol=1e-6)
+    with pytest.raises(NotImplementedError, match=r"ParticlePosterior.*or diffusion\.flow"):
+        MCMC(NUTS(hierarchy), num_warmup=1, num_samples=1, progress_bar=False).run(
+            jax.random.key(0), jnp.zeros((2, DIM))
+        )
+    given = handlers.condition(hierarchy, {"x": values["x"]})
+    mcmc = MCMC(NUTS(given), num_warmup=5, num_samples=5, progress_bar=False)
+    mcmc.run(jax.random.key(0), jnp.zeros((2, DIM)))
+    assert np.all(np.isfinite(mcmc.get_samples()["scale"]))
+
+
+def test_a_latent_that_the_prior_depends_on_is_noticed():
+    def upstream():
+        weight = numpyro.sample("weight", dist.Normal(0.0, 1.0))
+        kernel = Linear(MODEL.reverse.weight * weight, MODEL.reverse.bias, MODEL.reverse.var)
+        numpyro.sample("x", models.Diffusion(PROCESS, kernel, first_step="learned").prior())
+
+    given = handlers.condition(upstream, {"x": jnp.zeros(DIM)})
+    with pytest.raises(NotImplementedError, match="no density to differentiate"):
+        MCMC(NUTS(given), num_warmup=1, num_samples=1, progress_bar=False).run(jax.random.key(0))
+
+
+def test_draws_of_the_prior_are_the_models():
+    prior = MODEL.prior()
+    np.testing.assert_array_equal(prior.sample(jax.random.key(0), (3,)), MODEL.sample(jax.random.key(0), (3,)))
+    assert prior.expand((4,)).sample(jax.random.key(0)).shape == (4, DIM)
+    assert not prior.has_enumerate_support and not prior.is_discrete
+    bits = models.BernoulliDiffusion((2,), models.schedules.erasing(3))
+    discrete = models.Diffusion(bits, bits.step).prior()
+    assert discrete.is_discrete and not discrete.has_enumerate_support
