@@ -133,26 +133,26 @@ class ProbabilityFlow(Transform):
 
     def __call__(self, x: Array) -> Array:
         """Data from noise, shape (*batch, *event)."""
-        return self._map(lambda row: self._solve(row, to_data=True, trace=False)[0], x)
+        return self._solve(x, to_data=True, trace=False)[0]
 
     def _inverse(self, y: Array) -> Array:
-        return self._map(lambda row: self._solve(row, to_data=False, trace=False)[0], y)
+        return self._solve(y, to_data=False, trace=False)[0]
 
     def call_with_intermediates(self, x: Array) -> tuple[Array, Array]:
         """Data from noise, and the log determinant of that, from one solve."""
-        y, traces = self._map(lambda row: self._solve(row, to_data=True, trace=True), x)
-        return y, jnp.mean(traces, axis=-1)
+        y, log_dets = self._solve(x, to_data=True, trace=True)
+        return y, jnp.mean(log_dets, axis=-1)
 
     def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Array | None = None) -> Array:
         """log |det dy/dx| in nats, shape (*batch,); solved anew from y unless given as intermediates."""
         return jnp.mean(self.inverse_and_log_dets(y)[1], axis=-1) if intermediates is None else intermediates
 
-    def inverse_and_log_dets(self, y: Array) -> tuple[Array, Array]:
+    def inverse_and_log_dets(self, y: ArrayLike) -> tuple[Array, Array]:
         """Noise from data, and log |det dy/dx| by each probe, shape (*batch, num_probes): one exact number without probes."""
-        x, traces = self._map(lambda row: self._solve(row, to_data=False, trace=True), y)
+        x, traces = self._solve(y, to_data=False, trace=True)
         return x, -traces
 
-    def _map(self, function: Any, x: ArrayLike) -> Any:
+    def _solve(self, x: ArrayLike, *, to_data: bool, trace: bool) -> tuple[Array, Array]:
         x = jnp.asarray(x, jnp.result_type(float))
         cut = x.ndim - len(self.event_shape)
         if cut < 0 or x.shape[cut:] != self.event_shape:
@@ -160,49 +160,55 @@ class ProbabilityFlow(Transform):
                 f"value must have trailing shape {self.event_shape}, one datum of this flow; got shape {x.shape}. "
                 "Reshape the data, or build the process with another event_shape."
             )
-        if cut == 0:
-            return function(x)
-        # Every datum has steps of its own, so that its density does not depend on its neighbours.
-        out = jax.vmap(function)(x.reshape(-1, *self.event_shape))
+        field, rows = eqx.combine(self._arrays, self._static), x.reshape(-1, *self.event_shape)
+        out = integrate(field, self.probes, rows, to_data=to_data, trace=trace, rtol=self.rtol, atol=self.atol)
         return jax.tree.map(lambda leaf: leaf.reshape(x.shape[:cut] + leaf.shape[1:]), out)
 
-    def _solve(self, x: Array, *, to_data: bool, trace: bool) -> tuple[Array, Array]:
-        """The other end of one datum's path, and the integral of the trace along it by each probe."""
-        data_end, noise_end = eqx.combine(self._arrays, self._static).ends()
-        scale = jnp.cos(data_end)  # 1, but with a quantised first step
-        size = math.prod(self.event_shape)
-        exact = self.probes is None
-        basis = jnp.eye(size).reshape(size, *self.event_shape) if self.probes is None else self.probes
 
-        def derivative(angle: Any, state: Any, arrays: Any) -> tuple[Array, Array]:
-            field = eqx.combine(arrays, self._static)
-            if not trace:
-                return field(angle, state[0]), state[1]
+@eqx.filter_jit
+def integrate(
+    field: VelocityField, probes: Array | None, x: Array, *, to_data: bool, trace: bool, rtol: float, atol: float
+) -> tuple[Array, Array]:
+    """The other end of every row's path, and the integral of the trace along it, shape (N, num_probes), or (N, 0) without.
 
-            def push(v: Array) -> tuple[Array, Array]:
-                velocity, pushed = jax.jvp(lambda row: field(angle, row), (state[0],), (v,))
-                return velocity, jnp.sum(v * pushed)
+    Every datum has solver steps of its own, so that its density does not depend on its neighbours."""
+    data_end, noise_end = field.ends()
+    scale = jnp.cos(data_end)  # 1, but with a quantised first step
+    event_shape = x.shape[1:]
+    size = math.prod(event_shape)
+    basis = jnp.eye(size).reshape(size, *event_shape) if probes is None else probes
 
-            velocity, by_probe = jax.vmap(push, out_axes=(None, 0))(basis)
-            return velocity, jnp.sum(by_probe, keepdims=True) if exact else by_probe
+    def derivative(angle: Any, state: Any, field: Any) -> tuple[Array, Array]:
+        if not trace:
+            return field(angle, state[0]), state[1]
 
-        num_traces = (1 if exact else len(basis)) if trace else 0
+        def push(v: Array) -> tuple[Array, Array]:
+            velocity, pushed = jax.jvp(lambda row: field(angle, row), (state[0],), (v,))
+            return velocity, jnp.sum(v * pushed)
+
+        velocity, by_probe = jax.vmap(push, out_axes=(None, 0))(basis)
+        return velocity, jnp.sum(by_probe, keepdims=True) if probes is None else by_probe
+
+    def solve(row: Array) -> tuple[Array, Array]:
+        num_traces = (1 if probes is None else len(probes)) if trace else 0
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(derivative),
             diffrax.Tsit5(),
             t0=noise_end if to_data else data_end,
             t1=data_end if to_data else noise_end,
             dt0=None,
-            y0=(x if to_data else x * scale, jnp.zeros(num_traces, x.dtype)),
-            args=self._arrays,
-            stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol),
+            y0=(row if to_data else row * scale, jnp.zeros(num_traces, row.dtype)),
+            args=field,
+            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
             max_steps=MAX_STEPS,
             throw=False,
         )
         failed = solution.result != diffrax.RESULTS.successful
-        end, traces = jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf[0]), solution.ys)
-        rescaled = size * jnp.log(scale)
-        return (end / scale, traces - rescaled) if to_data else (end, traces + rescaled)
+        return jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf[0]), solution.ys)
+
+    end, traces = jax.vmap(solve)(x)
+    rescaled = size * jnp.log(scale)
+    return (end / scale, traces - rescaled) if to_data else (end, traces + rescaled)
 
 
 class DiffusionFlow(dist.TransformedDistribution):
