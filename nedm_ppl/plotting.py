@@ -32,10 +32,14 @@ __all__ = [
     "loss_curve",
     "reverse_chain_figure",
     "swiss_roll_figure",
+    "thermodynamics_figure",
 ]
 
 FORWARD, REVERSE, TRUTH, NULL = "#0072B2", "#D55E00", "#000000", "#6E6E6E"
 VALIDATION, FAINT, HAIRLINE = "#009E73", "#A8A8A8", "#56B4E9"
+
+# Where a chain has more steps, the mean of neighbours is drawn.
+STEPS_DRAWN = 100
 
 
 def drift_points(*, limit: float = 2.5, num: int = 17) -> np.ndarray:
@@ -338,6 +342,106 @@ def bound_by_step(times: ArrayLike, divergences_nats: ArrayLike, ax: Axes | None
     ax.set(xlabel="step t (data at 0, noise at T)", ylabel="divergence (bits per datum and step)")
     ax.legend(loc="upper right")
     return ax
+
+
+def thermodynamics_figure(
+    log_snr: ArrayLike,
+    entropy: tuple[ArrayLike, ArrayLike],
+    losses: tuple[ArrayLike, ArrayLike, ArrayLike],
+    work: tuple[ArrayLike, ArrayLike],
+    axes: np.ndarray | None = None,
+    *,
+    per_datum: int = 1,
+    units: str = "bits",
+) -> np.ndarray:
+    r"""Which steps of a trained chain lose its bits, between which entropies they lie, and what work its trajectories do.
+
+    Left: loss per step over the log signal-to-noise ratio of $x_t$, with two standard errors. Above the dashed line, an equal
+    share of all loss, steps should be finer (shaded), below it they may be coarser. Middle: the corridor that equation 24
+    leaves to $H_q(X_{t-1} | X_t)$, seen from its upper bound, and the model's own bound, lower plus loss; a kernel that has
+    learned nothing is at the top. Beyond 100 steps neighbours are averaged. Right: work of forward trajectories, each datum's
+    moved so that its Jarzynski average lies at the mean of all. The mean work is $-K$; its distance from the Jarzynski
+    average is dissipated, and a chain slow enough has none.
+
+    Args:
+        log_snr: Of t = 1..T, nats, shape (T,).
+        entropy: Lower and upper bound of t = 1..T, nats, each of shape (T,).
+        losses: Steps t, mean losses and their standard errors, nats, each of shape (n,).
+        work: Work of every trajectory, shape (S, N), and the Jarzynski averages $-\log \hat p(x_0)$, shape (N,), nats.
+        axes: Three axes, shape (3,).
+        per_datum: Every number is divided by this (64 pixels for an 8 x 8 image).
+        units: What the numbers are then in, for the labels.
+
+    Returns:
+        The axes, shape (3,).
+
+    Raises:
+        ValueError: a shape other than these.
+    """
+    log_snr, lower, upper = _curves(log_snr=log_snr, lower=entropy[0], upper=entropy[1])
+    times, mean, se = _curves(times=losses[0], losses=losses[1], standard_errors=losses[2])
+    done, free_energy = (np.asarray(value, np.float64) for value in work)
+    if done.ndim != 2 or done.shape[1:] != free_energy.shape or 0 in done.shape:
+        raise ValueError(f"work must have shapes (S, N) and (N,), not empty; got {done.shape} and {free_energy.shape}.")
+    bits = 1.0 / (np.log(2.0) * per_datum)
+    index = times.astype(int) - 1
+    lower, upper = lower[index], upper[index]
+    groups = np.array_split(np.arange(times.size), min(times.size, STEPS_DRAWN))
+    times, log_snr, mean, lower, upper = (
+        np.array([values[group].mean() for group in groups]) for values in (times, log_snr[index], mean, lower, upper)
+    )
+    se = np.array([np.sqrt(np.sum(np.square(se[group]))) / group.size for group in groups])
+    axes = _axes(axes, (3,), figsize=(13.0, 4.0))
+    _loss_panel(axes[0], log_snr, mean * bits, se * bits, units)
+    _corridor_panel(axes[1], times, (lower - upper) * bits, (lower - upper + mean) * bits, units)
+    _work_panel(axes[2], done * bits, free_energy * bits, units)
+    return axes
+
+
+def _loss_panel(ax: Axes, at: np.ndarray, mean: np.ndarray, se: np.ndarray, units: str) -> None:
+    share = mean.mean()
+    shown = np.isfinite(at)
+    at, mean, se = at[shown], mean[shown], se[shown]
+    ax.plot(at, mean, color=REVERSE, linewidth=1.4, marker="o", markersize=2.5, label=r"model, $\pm$2 s.e.")
+    ax.fill_between(at, mean - 2.0 * se, mean + 2.0 * se, color=REVERSE, alpha=0.35, linewidth=0)
+    ax.axhline(share, color=NULL, linestyle="--", linewidth=1.2, label=f"equal share, {share:.2g}")
+    ax.fill_between(at, share, mean, where=mean > share, interpolate=True, color=REVERSE, alpha=0.12, linewidth=0)
+    ax.set(xlabel="log signal-to-noise ratio of $x_t$ (nats)", ylabel=f"loss per step ({units})")
+    ax.set_ylim(top=1.3 * max(share, float(np.max(mean))))
+    ax.invert_xaxis()
+    ax.set_title("shaded: finer steps wanted", fontsize="medium")
+    ax.legend(loc="upper right", fontsize="small", framealpha=0.9)
+
+
+def _corridor_panel(ax: Axes, times: np.ndarray, lower: np.ndarray, model: np.ndarray, units: str) -> None:
+    ax.fill_between(
+        times, lower, 0.0, color=FORWARD, alpha=0.2, linewidth=0, label=r"$H_q(X_{t-1}\,|\,X_t)$ is in here"
+    )
+    ax.axhline(0.0, color=FORWARD, linewidth=1.2, label="upper: kernel that has learned nothing")
+    ax.plot(times, model, color=REVERSE, linewidth=1.4, label="model: lower bound + loss")
+    ax.plot(times, lower, color=FORWARD, linewidth=1.2, linestyle=":", label="lower: kernel that knows the datum")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="step t (data at 0, noise at T)", ylabel=f"entropy of a step less its upper bound\n({units})")
+    ax.margins(y=0.12)
+    ax.set_title("entropy of the reverse steps, equation 24", fontsize="medium")
+    ax.legend(loc="lower right", fontsize="small", framealpha=0.9)
+
+
+def _work_panel(ax: Axes, work: np.ndarray, free_energy: np.ndarray, units: str) -> None:
+    usable = np.isfinite(free_energy)
+    jarzynski = free_energy[usable].mean()
+    moved = (work - free_energy)[:, usable] + jarzynski
+    moved = moved[np.isfinite(moved)]
+    mean = moved.mean()
+    low, high = np.quantile(moved, [0.0005, 0.9995])
+    bins = int(np.clip(np.sqrt(moved.size), 8, 60))
+    ax.hist(moved, bins=bins, range=(low, high) if high > low else None, density=True, color=FAINT)
+    ax.axvline(jarzynski, color=TRUTH, linewidth=1.4, label=f"Jarzynski average, {jarzynski:.4g}")
+    ax.axvline(mean, color=REVERSE, linewidth=1.4, linestyle="--", label=f"mean work, $-K$ = {mean:.4g}")
+    ax.set(xlabel=f"work of a forward trajectory ({units})", ylabel="density", yticks=[])
+    ax.margins(y=0.3)
+    ax.set_title(f"{mean - jarzynski:.2g} {units} dissipated", fontsize="medium")
+    ax.legend(loc="upper right", fontsize="small", framealpha=0.9)
 
 
 def _three_times(last: int) -> tuple[tuple[int, int, int], tuple[str, str, str]]:

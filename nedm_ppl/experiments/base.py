@@ -4,7 +4,7 @@ An experiment says what its data, model and training are; `run` does the same wi
 
     model/          the trained model, which `Diffusion.load` reads
     metrics.json    the numbers
-    *.nc            training trace, pointwise bounds and likelihoods, for ArviZ
+    *.nc            training trace, pointwise bounds and likelihoods, losses per step and work, for ArviZ
     *.png           the pictures
     checkpoint/     the state of the training run, for --resume
 """
@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array
 
 from nedm_ppl import inference
+from nedm_ppl.experiments.figures import thermodynamics_figure
 from nedm_ppl.inference.evaluation import Estimate
 from nedm_ppl.models.diffusion import Diffusion
 
@@ -57,6 +58,7 @@ class Result:
     fitted: inference.Fitted
     terms: inference.BoundTerms
     likelihood: inference.LogLikelihood
+    thermodynamics: inference.Thermodynamics
     metrics: dict[str, Any]
 
 
@@ -172,14 +174,16 @@ def run(
         num_particles=experiment.likelihood_particles,
         progress=progress,
     )
+    thermodynamics = inference.thermodynamics(fitted.diffusion, split.holdout, terms, likelihood)
     metrics = _metrics(experiment, fitted, split, terms, likelihood, seed)
     metrics["evaluation_seconds"] = round(time.perf_counter() - start, 2)
-    result = Result(fitted.diffusion, split, fitted, terms, likelihood, metrics)
+    result = Result(fitted.diffusion, split, fitted, terms, likelihood, thermodynamics, metrics)
     metrics |= experiment.extra_metrics(result)
 
     fitted.diffusion.save(out / "model", overwrite=True)
     write_json(out / "metrics.json", metrics)
     _to_arviz(result, out)
+    thermodynamics_figure(result, out, per_datum=experiment.per_datum, units=experiment.unit)
     experiment.figures(result, key_figures, out)
     return result
 
@@ -274,3 +278,4 @@ def _to_arviz(result: Result, out: Path) -> None:
     diagnostics.trace_to_arviz(result.fitted.history).to_netcdf(str(out / "training.nc"))
     diagnostics.bound_to_arviz(result.terms).to_netcdf(str(out / "bound.nc"))
     result.likelihood.to_arviz().to_netcdf(str(out / "likelihood.nc"))
+    result.thermodynamics.to_arviz().to_netcdf(str(out / "thermodynamics.nc"))

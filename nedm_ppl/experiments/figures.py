@@ -8,7 +8,7 @@ import numpy as np
 if TYPE_CHECKING:
     from nedm_ppl.experiments.base import Result
 
-__all__ = ["training_figures", "write"]
+__all__ = ["thermodynamics_figure", "training_figures", "write"]
 
 
 def training_figures(result: "Result", out: Path, *, per_datum: int = 1, per: str = "datum") -> None:
@@ -30,6 +30,22 @@ def training_figures(result: "Result", out: Path, *, per_datum: int = 1, per: st
     )
     write(ax, out / "loss.png")
     write(plotting.bound_by_step(result.terms.times, result.terms.divergences), out / "bound_by_step.png")
+
+
+def thermodynamics_figure(result: "Result", out: Path, *, per_datum: int, units: str) -> None:
+    """Loss per step, entropies of the reverse steps, and work."""
+    from nedm_ppl import plotting
+
+    log_snr, entropy, losses, work = result.thermodynamics
+    axes = plotting.thermodynamics_figure(
+        log_snr,
+        (entropy.lower, entropy.upper),
+        losses,
+        (work.work, work.free_energy),
+        per_datum=per_datum,
+        units=units,
+    )
+    write(axes, out / "thermodynamics.png")
 
 
 def write(axes: Any, file: Path) -> None:

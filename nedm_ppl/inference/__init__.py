@@ -12,9 +12,12 @@ from nedm_ppl.inference.diagnostics import likelihood_to_elpd as likelihood_to_e
 from nedm_ppl.inference.diagnostics import posterior_to_arviz as posterior_to_arviz
 from nedm_ppl.inference.diagnostics import samples_to_arviz as samples_to_arviz
 from nedm_ppl.inference.diagnostics import sandwich_to_arviz as sandwich_to_arviz
+from nedm_ppl.inference.diagnostics import thermodynamics_to_arviz as thermodynamics_to_arviz
 from nedm_ppl.inference.diagnostics import trace_to_arviz as trace_to_arviz
 from nedm_ppl.inference.divergence import divergence as divergence
 from nedm_ppl.inference.downstream import Downstream as Downstream
+from nedm_ppl.inference.entropy import EntropyBounds as EntropyBounds
+from nedm_ppl.inference.entropy import entropy_bounds as entropy_bounds
 from nedm_ppl.inference.evaluation import Estimate as Estimate
 from nedm_ppl.inference.evaluation import estimate as estimate
 from nedm_ppl.inference.evaluation import evaluate as evaluate
@@ -41,6 +44,12 @@ from nedm_ppl.inference.posterior import multiply as multiply
 from nedm_ppl.inference.resume import CheckpointError as CheckpointError
 from nedm_ppl.inference.sandwich import Sandwich as Sandwich
 from nedm_ppl.inference.sandwich import sandwich as sandwich
+from nedm_ppl.inference.thermodynamics import StepLosses as StepLosses
+from nedm_ppl.inference.thermodynamics import Thermodynamics as Thermodynamics
+from nedm_ppl.inference.thermodynamics import Work as Work
+from nedm_ppl.inference.thermodynamics import step_losses as step_losses
+from nedm_ppl.inference.thermodynamics import thermodynamics as thermodynamics
+from nedm_ppl.inference.thermodynamics import work as work
 from nedm_ppl.inference.training import Fitted as Fitted
 from nedm_ppl.inference.training import NonFiniteLossError as NonFiniteLossError
 from nedm_ppl.inference.training import dequantise as dequantise

@@ -24,6 +24,7 @@ from nedm_ppl.inference.likelihood import LogLikelihood
 from nedm_ppl.inference.pareto import k_threshold
 from nedm_ppl.inference.particle_posterior import ParticlePosterior
 from nedm_ppl.inference.sandwich import Sandwich
+from nedm_ppl.inference.thermodynamics import Thermodynamics
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,6 +36,7 @@ __all__ = [
     "posterior_to_arviz",
     "samples_to_arviz",
     "sandwich_to_arviz",
+    "thermodynamics_to_arviz",
     "trace_to_arviz",
 ]
 
@@ -293,6 +295,60 @@ def posterior_to_arviz(posterior: ParticlePosterior) -> Any:
     }
     values = {name: (dims, np.asarray(value), attrs) for name, (dims, value, attrs) in by_repeat.items()}
     return _container({"posterior": _dataset(sample), "particles": _dataset(values)})
+
+
+def thermodynamics_to_arviz(result: Thermodynamics, *, units: str = "nats") -> Any:
+    """Entropy bounds and losses per step, and the work of forward trajectories.
+
+    Args:
+        result: As `thermodynamics` returns it; a batch of one axis is called `datum`, of several `datum_0`, `datum_1`, ...
+        units: `nats` or `bits`, of entropies, losses and work; `log_snr` is a natural logarithm.
+
+    Returns:
+        `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the groups
+
+        - `thermodynamics`: `log_snr`, `entropy_lower`, `entropy_upper`, `entropy_upper_any_data` and their `_se`, dimensions
+          (time,), t = 1..T; `loss` and `loss_se`, dimensions (loss_time,), the steps that were evaluated;
+        - `work`: `work`, dimensions (trajectory, *datum), `free_energy` and `free_energy_se`, dimensions (*datum,).
+
+    Raises:
+        ValueError: units other than these.
+    """
+    if units not in PER_UNIT:
+        raise ValueError(f"units must be nats or bits; got {units!r}.")
+    factor, entropy, losses, work = PER_UNIT[units], result.entropy, result.losses, result.work
+    by_step = {"log_snr": (("time",), result.log_snr, _described("log signal-to-noise ratio of x_t", "exact", "nats"))}
+    for name, long_name in (
+        ("lower", "lower bound on H(X_{t-1} | X_t)"),
+        ("upper", "upper bound on H(X_{t-1} | X_t), equation 24"),
+        ("upper_any_data", "upper bound on H(X_{t-1} | X_t), any data"),
+    ):
+        value, se = getattr(entropy, name), getattr(entropy, f"{name}_se")
+        label = "exact" if not np.any(se) else "mean over the data"
+        by_step[f"entropy_{name}"] = (("time",), value * factor, _described(long_name, label, units))
+        by_step[f"entropy_{name}_se"] = (("time",), se * factor, _described("its standard error", label, units))
+    loss = _described("E KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))", UNBIASED, units)
+    loss_se = _described("its standard error", "over data and draws of x_t", units)
+    by_step |= {
+        "loss": (("loss_time",), losses.mean * factor, loss),
+        "loss_se": (("loss_time",), losses.se * factor, loss_se),
+    }
+    data = _data_dims(work.free_energy.ndim)
+    by_trajectory = {
+        "work": (
+            ("trajectory", *data),
+            work.work * factor,
+            _described("work -log w", "exact for its trajectory", units),
+        ),
+        "free_energy": (data, work.free_energy * factor, _described("-log p(x_0)", "Jarzynski average", units)),
+        "free_energy_se": (
+            data,
+            work.free_energy_se * factor,
+            _described("standard error of free_energy", "delta method", units),
+        ),
+    }
+    coords = {"time": entropy.times, "loss_time": losses.times}
+    return _container({"thermodynamics": _dataset(by_step, coords), "work": _dataset(by_trajectory)})
 
 
 def trace_to_arviz(history: Mapping[str, ArrayLike], *, units: Mapping[str, str] | None = None) -> Any:

@@ -111,6 +111,16 @@ class BernoulliDiffusion(DiffusionProcess):
     def marginal_entropy(self, t: ArrayLike, x0: Array) -> Array:
         return self._entropy(*self._erase(x0, self.schedule.one_minus_alpha_bar[t], self.schedule.alpha_bar[t]))
 
+    def posterior_entropy(self, t: ArrayLike, x0: Array) -> Array:
+        r"""$H_q(X_{t-1} | X_t, X_0 = x_0)$ in nats, summed over both values of every $x_t$: exact, shape (*batch,); 0 at t = 1."""
+        x0 = jnp.asarray(x0, float)
+        one, zero = self._erase(x0, self.schedule.one_minus_alpha_bar[t], self.schedule.alpha_bar[t])
+        total = jnp.zeros_like(x0)
+        for chance, x_t in ((one, jnp.ones_like(x0)), (zero, jnp.zeros_like(x0))):
+            logits = self.posterior_logits(t, x_t, x0)
+            total = total + chance * (entr(nn.sigmoid(logits)) + entr(nn.sigmoid(-logits)))
+        return jnp.sum(total, axis=self._event_axes)
+
     def cross_entropy(self, t: ArrayLike, x0: Array) -> Array:
         one, zero = self._erase(x0, self.schedule.one_minus_alpha_bar[t], self.schedule.alpha_bar[t])
         return -jnp.sum(one * np.log(self.rate) + zero * np.log1p(-self.rate), axis=self._event_axes)

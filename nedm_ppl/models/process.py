@@ -81,6 +81,10 @@ class DiffusionProcess(eqx.Module):
         r"""$H_q(X_t | X_0 = x_0)$ in nats, exact, shape (*batch,)."""
 
     @abstractmethod
+    def posterior_entropy(self, t: ArrayLike, x0: Array) -> Array:
+        r"""$H_q(X_{t-1} | X_t, X_0 = x_0)$ in nats, exact, shape (*batch,); at t = 1 that of a point mass."""
+
+    @abstractmethod
     def cross_entropy(self, t: ArrayLike, x0: Array) -> Array:
         r"""$-\mathrm{E}_{q(x_t | x_0)} \log \pi(x_t)$ in nats, exact, shape (*batch,); t = 0 gives $-\log \pi(x_0)$."""
 

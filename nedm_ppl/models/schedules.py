@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 __all__ = [
     "FixedSchedule",
@@ -27,6 +28,7 @@ __all__ = [
     "cosine",
     "erasing",
     "from_alpha_bar",
+    "from_losses",
     "log_snr_linear",
     "log_snr_logistic",
 ]
@@ -243,6 +245,46 @@ def cosine(num_steps: int, *, offset: float = 0.008) -> FixedSchedule:
     angle = 0.5 * np.pi * (np.arange(num_steps + 1) / num_steps + offset) / (1.0 + offset)
     log_cos = np.log(np.maximum(np.cos(angle), 1e-30))
     return FixedSchedule(np.minimum(-np.expm1(2.0 * np.diff(log_cos)), 0.999))
+
+
+def from_losses(schedule: Schedule, losses: ArrayLike, *, num_steps: int | None = None) -> FixedSchedule:
+    r"""A schedule on which every step loses equally much, from the losses measured on another.
+
+    A step's loss is spread evenly over the log signal-to-noise ratios it crosses; that gives a density, at whose equal
+    quantiles the new steps 2..T end. $\beta_1$ and the signal left at T stay. To first order in the length of a step its loss
+    is what the forward chain forgets there, whatever the schedule, so that a second measurement moves the steps little.
+
+    Args:
+        schedule: The schedule the losses were measured on.
+        losses: Loss of its steps t = 2..T, in any unit, as `inference.step_losses` has them; negative noise counts as 0.
+            Shape (T - 1,).
+        num_steps: T of the new schedule; by default that of the old.
+
+    Raises:
+        ValueError: fewer than two steps, old or new; losses of another shape, not finite, or none above 0.
+    """
+    losses = np.asarray(losses, np.float64)
+    last = schedule.num_steps
+    num_steps = last if num_steps is None else num_steps
+    if last < 2 or num_steps < 2:
+        raise ValueError(f"from_losses needs at least 2 steps, old and new; got {last} and {num_steps}.")
+    if losses.shape != (last - 1,):
+        raise ValueError(f"losses must have shape ({last - 1},), those of steps 2..{last}; got {losses.shape}.")
+    if not np.all(np.isfinite(losses)) or not np.any(losses > 0.0):
+        raise ValueError("losses must be finite and some of them above 0; evaluate every step, on more data.")
+    lost = np.append(0.0, np.cumsum(np.maximum(losses, 0.0)))
+    quantiles = lost[-1] * np.linspace(0.0, 1.0, num_steps)
+
+    alpha_bar = np.asarray(schedule.alpha_bar, np.float64)[1:]
+    one_minus = np.asarray(schedule.one_minus_alpha_bar, np.float64)[1:]
+    if alpha_bar[-1] > 0.0:
+        log_snr = np.interp(quantiles, lost, np.log(alpha_bar) - np.log(one_minus))
+        # The ends are the old ones to the last digit.
+        signal = np.concatenate([alpha_bar[:1], 1.0 / (1.0 + np.exp(-log_snr[1:-1])), alpha_bar[-1:]])
+        noise = np.concatenate([one_minus[:1], 1.0 / (1.0 + np.exp(log_snr[1:-1])), one_minus[-1:]])
+        return from_alpha_bar(signal, one_minus=noise)
+    # A last step that erases everything crosses infinitely many octaves: spread losses over the signal left instead.
+    return from_alpha_bar(np.interp(quantiles, lost, alpha_bar), one_minus=np.interp(quantiles, lost, one_minus))
 
 
 def from_alpha_bar(alpha_bar: np.ndarray, *, one_minus: np.ndarray | None = None) -> FixedSchedule:
