@@ -46,7 +46,7 @@ def swiss_roll(rng: np.random.Generator | int, num_data: int, *, noise: float = 
     # scikit-learn asks for the older interface; on the same bit generator the two share one stream.
     state = np.random.RandomState(as_generator(rng).bit_generator)
     points, _ = make_swiss_roll(num_data, noise=noise, random_state=state)
-    mean, scale = _pooled(noise)
+    mean, scale = swiss_roll_moments(noise)
     return ((points[:, [0, 2]] - mean) / scale).astype(np.float32)
 
 
@@ -73,7 +73,7 @@ def swiss_roll_log_density(x: ArrayLike, noise: float = 0.5) -> np.ndarray:
         raise ValueError(f"x must have trailing shape (2,), one point of the roll; got shape {x.shape}.")
     if not np.all(np.isfinite(x)):
         raise ValueError("x must be finite; got NaN or infinite values. Drop those points.")
-    mean, scale = _pooled(noise)
+    mean, scale = swiss_roll_moments(noise)
     tau, weight = _nodes(noise)
     spiral = np.stack([tau * np.cos(tau), tau * np.sin(tau)])
     points = mean + scale * x.reshape(-1, 2)
@@ -83,8 +83,8 @@ def swiss_roll_log_density(x: ArrayLike, noise: float = 0.5) -> np.ndarray:
     return np.concatenate([*integral, np.zeros(0)]).reshape(x.shape[:-1]) + log_constant
 
 
-def _pooled(noise: float) -> tuple[float, float]:
-    """Mean and standard deviation over draws and both coordinates, in closed form."""
+def swiss_roll_moments(noise: float) -> tuple[float, float]:
+    """Mean and standard deviation over draws and both coordinates before scaling, in closed form."""
     # E[tau cos tau] = 2 and E[tau sin tau] = 2 / (3 pi); both squares together are tau^2, of mean 39 pi^2 / 4.
     mean = 1.0 + 1.0 / (3.0 * math.pi)
     return mean, math.sqrt(39.0 * math.pi**2 / 8.0 + noise**2 - mean**2)
