@@ -13,8 +13,9 @@ et al., FFJORD, 2019, appendix B; draws of one random state are the same draws),
 | `swissroll` | a swiss roll of noise 1, over 5 |
 | `checkerboard` | eight squares of side 2, alternating, in $[-4, 4]^2$ |
 
-with $u \sim \mathrm U(0, 1)$ and $\epsilon \sim \mathcal N(0, I)$. A density that is an integral over a curve is done by
-Gauss-Legendre quadrature on panels shorter than the noise, to some ten digits; the pinwheel is a change of variables with its roots found.
+with $u \sim \mathrm U(0, 1)$ and $\epsilon \sim \mathcal N(0, I)$. A density that is an integral over a
+curve is done by Gauss-Legendre quadrature on panels shorter than the noise, to some ten digits; the pinwheel is a change of
+variables with its roots found.
 """
 
 import math
