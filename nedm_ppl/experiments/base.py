@@ -38,11 +38,14 @@ class OutputFolderError(ValueError):
 
 @dataclass(frozen=True)
 class Split:
-    """Data of an experiment: to train on, to stop on (or None), and to report on."""
+    """Data of an experiment: to train on, to stop on (or None), and to report on; and the context of every datum, or None."""
 
     train: np.ndarray
     validation: np.ndarray | None
     holdout: np.ndarray
+    train_context: np.ndarray | None = None
+    validation_context: np.ndarray | None = None
+    holdout_context: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -156,21 +159,30 @@ def run(
         key_fit,
         diffusion,
         split.train,
+        context=split.train_context,
         num_steps=train_steps,
         validation=split.validation,
+        validation_context=split.validation_context,
         checkpoint=out / "checkpoint",
         resume=resume,
         progress=progress,
         **experiment.training(train_steps),
     )
     start = time.perf_counter()
+    context, size = split.holdout_context, experiment.likelihood_size
     terms = inference.evaluate(
-        key_evaluate, fitted.diffusion, split.holdout, num_times=experiment.num_times, progress=progress
+        key_evaluate,
+        fitted.diffusion,
+        split.holdout,
+        context=context,
+        num_times=experiment.num_times,
+        progress=progress,
     )
     likelihood = inference.log_likelihood(
         key_likelihood,
         fitted.diffusion,
-        split.holdout[: experiment.likelihood_size],
+        split.holdout[:size],
+        context=None if context is None else context[:size],
         num_particles=experiment.likelihood_particles,
         progress=progress,
     )

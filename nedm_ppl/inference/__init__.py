@@ -4,6 +4,10 @@ from nedm_ppl.inference.bound import BoundTerms as BoundTerms
 from nedm_ppl.inference.bound import TrajectoryBound as TrajectoryBound
 from nedm_ppl.inference.bound import bound_terms as bound_terms
 from nedm_ppl.inference.bound import unsampled_trajectories as unsampled_trajectories
+from nedm_ppl.inference.classification import Classification as Classification
+from nedm_ppl.inference.classification import calibration_error as calibration_error
+from nedm_ppl.inference.classification import classify as classify
+from nedm_ppl.inference.classification import fit_temperature as fit_temperature
 from nedm_ppl.inference.conditioned import LinearGaussian as LinearGaussian
 from nedm_ppl.inference.conditioned import PointNormal as PointNormal
 from nedm_ppl.inference.diagnostics import bound_to_arviz as bound_to_arviz
@@ -53,6 +57,7 @@ from nedm_ppl.inference.thermodynamics import work as work
 from nedm_ppl.inference.training import Fitted as Fitted
 from nedm_ppl.inference.training import NonFiniteLossError as NonFiniteLossError
 from nedm_ppl.inference.training import dequantise as dequantise
+from nedm_ppl.inference.training import drop_context as drop_context
 from nedm_ppl.inference.training import fit as fit
 from nedm_ppl.inference.training import with_parameters as with_parameters
 from nedm_ppl.inference.weights import trajectory_log_weight as trajectory_log_weight

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 from numpyro.distributions import MaskedDistribution
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import ELBO
 from numpyro.primitives import Messenger
 
 from nedm_ppl.inference.divergence import divergence
+from nedm_ppl.models.context import rows_of_context
 from nedm_ppl.models.diffusion import Diffusion
 
 __all__ = ["BoundTerms", "TrajectoryBound", "bound_terms"]
@@ -53,7 +55,13 @@ class BoundTerms(NamedTuple):
 
 
 def bound_terms(
-    rng_key: Array, diffusion: Diffusion, x0: Array, *, num_times: int | None = None, first_step_share: float = 1.0
+    rng_key: Array,
+    diffusion: Diffusion,
+    x0: Array,
+    *,
+    context: ArrayLike | None = None,
+    num_times: int | None = None,
+    first_step_share: float = 1.0,
 ) -> BoundTerms:
     r"""The bound K of every datum, term by term.
 
@@ -61,6 +69,7 @@ def bound_terms(
         rng_key: Draws $x_t$, and the steps where `num_times` is given.
         diffusion: The model.
         x0: Data $x_0$, shape (*batch, *event), scaled as in training.
+        context: The context of every datum, shape (*batch, *context_shape), or one for all; by default what the model is given.
         num_times: Steps evaluated per datum, drawn uniformly from 2..T, stratified over the whole batch (low
             discrepancy: each datum's are uniform, together they cover the steps evenly) and weighted to stay unbiased.
             None takes every step.
@@ -69,7 +78,7 @@ def bound_terms(
             for all of them at no cost.
 
     Raises:
-        ValueError: num_times < 1, or a share outside (0, 1].
+        ValueError: num_times < 1, a share outside (0, 1], or contexts that do not suit the model and the data.
     """
     if not 0.0 < first_step_share <= 1.0:
         raise ValueError(f"first_step_share must lie in (0, 1]; got {first_step_share:g}.")
@@ -78,18 +87,19 @@ def bound_terms(
     process = diffusion.process
     batch_shape = jnp.shape(x0)[: jnp.ndim(x0) - process.event_dim]
     flat = jnp.reshape(x0, (-1, *process.event_shape))
+    contexts = rows_of_context(diffusion, context, batch_shape)
     key_first, key_times, key_steps = jax.random.split(rng_key, 3)
 
     last = process.num_steps
     if num_times is None or last == 1:
-        times, steps = _all_steps(key_steps, diffusion, flat)
+        times, steps = _all_steps(key_steps, diffusion.given(contexts), flat)
         total = jnp.sum(steps, axis=0)
     else:
         times = _low_discrepancy(key_times, num_times, flat.shape[0], 2, last)
-        steps = _drawn_steps(key_steps, diffusion, flat, times)
+        steps = _drawn_steps(key_steps, diffusion, flat, contexts, times)
         total = (last - 1) * jnp.mean(steps, axis=0)
 
-    first_step = _first_step(key_first, diffusion, flat, first_step_share)
+    first_step = _first_step(key_first, diffusion, flat, contexts, first_step_share)
     terms = process.prior_divergence(flat), total, first_step, times, steps
     return BoundTerms(*(jnp.reshape(term, (*term.shape[:-1], *batch_shape)) for term in terms))
 
@@ -160,6 +170,7 @@ class TrajectoryBound(ELBO):
             rng_key,
             site["infer"]["diffusion"],
             site["value"],
+            context=site["infer"].get("context"),
             num_times=self.num_times,
             first_step_share=self.first_step_share,
         )
@@ -196,11 +207,16 @@ def _step(rng_key: Array, diffusion: Diffusion, t: Array, x0: Array) -> Array:
     return divergence(key_divergence, posterior, diffusion.kernel(t, x_t))
 
 
-def _drawn_steps(rng_key: Array, diffusion: Diffusion, x0: Array, times: Array) -> Array:
+def _drawn_steps(rng_key: Array, diffusion: Diffusion, x0: Array, contexts: Array | None, times: Array) -> Array:
+    def step(key: Array, t: Array, row: Array, context: Array | None) -> Array:
+        return _step(key, diffusion.given(context), t, row)
+
     # One flat axis for draws and data: XLA multiplies matrices faster than it multiplies batches of them.
     keys = jax.random.split(rng_key, times.size)
-    rows = jnp.tile(x0, (times.shape[0],) + (1,) * (x0.ndim - 1))
-    steps = jax.vmap(_step, in_axes=(0, None, 0, 0))(keys, diffusion, jnp.ravel(times), rows)
+    rows, contexts = jax.tree.map(
+        lambda leaf: jnp.tile(leaf, (times.shape[0],) + (1,) * (leaf.ndim - 1)), (x0, contexts)
+    )
+    steps = jax.vmap(step)(keys, jnp.ravel(times), rows, contexts)
     return jnp.reshape(steps, times.shape)
 
 
@@ -229,7 +245,7 @@ def _low_discrepancy(rng_key: Array, num_times: int, num_data: int, first: int, 
     return jnp.minimum(first + jnp.floor(uniform * (last - first + 1)).astype(int), last)
 
 
-def _first_step(rng_key: Array, diffusion: Diffusion, x0: Array, share: float) -> Array:
+def _first_step(rng_key: Array, diffusion: Diffusion, x0: Array, contexts: Array | None, share: float) -> Array:
     r"""$\mathrm{E}_{q(x_1 | x_0)} \log p(x_0 | x_1)$ per datum."""
     process = diffusion.process
     if diffusion.first_step == "fixed":
@@ -240,5 +256,6 @@ def _first_step(rng_key: Array, diffusion: Diffusion, x0: Array, share: float) -
     count = max(1, round(share * num_data))
     rows = jnp.arange(num_data) if count == num_data else jax.random.choice(key_rows, num_data, (count,), replace=False)
     x1 = process.step(1, x0[rows]).sample(key_x)
-    log_prob = diffusion.first_kernel(x1).log_prob(x0[rows])
+    given = diffusion.given(None if contexts is None else contexts[rows])
+    log_prob = given.first_kernel(x1).log_prob(x0[rows])
     return jnp.zeros(num_data).at[rows].set(num_data / count * log_prob)

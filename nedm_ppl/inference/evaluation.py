@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from nedm_ppl.inference.bound import BoundTerms, bound_terms
+from nedm_ppl.models.context import rows_of_context
 from nedm_ppl.models.diffusion import Diffusion
 
 __all__ = ["Estimate", "estimate", "evaluate"]
@@ -45,6 +46,7 @@ def evaluate(
     diffusion: Diffusion,
     x0: ArrayLike,
     *,
+    context: ArrayLike | None = None,
     num_times: int | None = None,
     batch_size: int = 512,
     progress: bool = False,
@@ -55,6 +57,8 @@ def evaluate(
         rng_key: Random key; each batch has its own.
         diffusion: The model.
         x0: Data, shape (N, *event).
+        context: The context of every datum, shape (N, *context_shape), or one for all; by default what the model is given. Under
+            one key data are noised alike whatever their contexts, so that differences between contexts are precise.
         num_times: Steps per datum, stratified; None takes all T.
         batch_size: Data evaluated at a time.
         progress: Whether to show a bar.
@@ -67,17 +71,21 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     x0 = np.asarray(x0)
+    contexts = rows_of_context(diffusion, context, (len(x0),))
     starts = range(0, len(x0), batch_size)
     batches = []
     for i, start in enumerate(tqdm(starts, desc="bound", unit="batch", disable=not progress)):
-        batch = x0[start : start + batch_size]
         # The last batch is filled up, so that one compiled function serves all.
-        filled = np.concatenate([batch, np.repeat(batch[:1], min(batch_size, len(x0)) - len(batch), axis=0)])
-        terms = _bound_terms(jax.random.fold_in(rng_key, i), diffusion, jnp.asarray(filled), num_times)
-        batches.append([np.asarray(term)[..., : len(batch)] for term in terms])
+        rows = np.arange(start, start + min(batch_size, len(x0)))
+        filled = np.where(rows < len(x0), rows, start)
+        batch = jnp.asarray(x0[filled]), None if contexts is None else contexts[filled]
+        terms = _bound_terms(jax.random.fold_in(rng_key, i), diffusion, *batch, num_times)
+        batches.append([np.asarray(term)[..., : np.sum(rows < len(x0))] for term in terms])
     return BoundTerms(*(jnp.asarray(np.concatenate(term, axis=-1)) for term in zip(*batches, strict=True)))
 
 
 @eqx.filter_jit
-def _bound_terms(rng_key: Array, diffusion: Diffusion, x0: Array, num_times: int | None) -> BoundTerms:
-    return bound_terms(rng_key, diffusion, x0, num_times=num_times)
+def _bound_terms(
+    rng_key: Array, diffusion: Diffusion, x0: Array, contexts: Array | None, num_times: int | None
+) -> BoundTerms:
+    return bound_terms(rng_key, diffusion, x0, context=contexts, num_times=num_times)

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from nedm_ppl.inference.evaluation import Estimate, estimate
 from nedm_ppl.inference.pareto import k_threshold, pareto_k
 from nedm_ppl.inference.weights import draw_log_weights, plan
+from nedm_ppl.models.context import rows_of_context
 from nedm_ppl.models.diffusion import Diffusion
 
 __all__ = ["LogLikelihood", "TargetNotReachedWarning", "log_likelihood"]
@@ -152,6 +153,7 @@ def log_likelihood(
     diffusion: Diffusion,
     x0: ArrayLike,
     *,
+    context: ArrayLike | None = None,
     num_particles: int = 64,
     target_se: float | None = None,
     max_particles: int = 4096,
@@ -171,6 +173,9 @@ def log_likelihood(
         rng_key: Random key.
         diffusion: The model; any process, first step and reverse kernel.
         x0: Data $x_0$, shape (*batch, *event), scaled as in training.
+        context: The context of every datum, shape (*batch, *context_shape), or one for all; by default what the model is given. The
+            result is then log p(x_0 | context). Under one key the trajectories are the same whatever the contexts, so that
+            differences between contexts are precise.
         num_particles: Trajectories per datum, S; with `target_se`, the number to begin with.
         target_se: Standard error of the log to reach for *every datum*, nats. Trajectories are doubled for the data above it,
             up to `max_particles`. Stopping on the error makes the estimate biased for p(x_0) itself: a run of small weights
@@ -195,7 +200,8 @@ def log_likelihood(
     flat = values.reshape(-1, *diffusion.event_shape)
     diffusion.check_data(flat)
     most = num_particles if target_se is None else max_particles
-    sampler = _Sampler(rng_key, diffusion, flat, min(batch_size, most * len(flat)), memory_limit)
+    contexts = rows_of_context(diffusion, context, batch_shape)
+    sampler = _Sampler(rng_key, diffusion, flat, contexts, min(batch_size, most * len(flat)), memory_limit)
 
     with tqdm(desc="trajectories", total=0, unit="", unit_scale=True, disable=not progress) as bar:
         log_weights = sampler.draw(np.arange(len(flat)), 0, num_particles, bar)
@@ -229,9 +235,19 @@ def log_likelihood(
 class _Sampler:
     """Draws trajectories of chosen data, as many side by side as memory allows, and every one from its own key."""
 
-    def __init__(self, rng_key: Array, diffusion: Diffusion, x0: np.ndarray, rows: int, memory_limit: int | None):
-        self.rng_key, self.diffusion, self.x0 = rng_key, diffusion, x0
-        self.rows, self.chunk = plan(diffusion, rows, DEFAULT_MEMORY if memory_limit is None else memory_limit)
+    def __init__(
+        self,
+        rng_key: Array,
+        diffusion: Diffusion,
+        x0: np.ndarray,
+        contexts: Array | None,
+        rows: int,
+        memory_limit: int | None,
+    ):
+        self.rng_key, self.diffusion, self.x0, self.contexts = rng_key, diffusion, x0, contexts
+        limit = DEFAULT_MEMORY if memory_limit is None else memory_limit
+        # Planned with one context for all rows: what a context each adds is small beside a network's own numbers.
+        self.rows, self.chunk = plan(diffusion.given(None if contexts is None else contexts[0]), rows, limit)
         while memory_limit is not None and (taken := self._bytes()) > memory_limit:
             if self.chunk == self.rows == 1:
                 raise ValueError(
@@ -252,16 +268,19 @@ class _Sampler:
             stop = min(start + rows, total)
             place = np.minimum(np.arange(start, start + rows), total - 1)
             datum, particle = data[place % len(data)], first + place // len(data)
-            drawn = _draw(self.rng_key, self.diffusion, self.x0[datum], datum, particle, self.chunk)
+            drawn = _draw(self.rng_key, self._given(datum), self.x0[datum], datum, particle, self.chunk)
             log_weights[start:stop] = np.asarray(drawn)[: stop - start]
             bar.update(stop - start)
         return log_weights.reshape(num, len(data))
+
+    def _given(self, datum: np.ndarray) -> Diffusion:
+        return self.diffusion.given(None if self.contexts is None else self.contexts[datum])
 
     def _bytes(self) -> int:
         """Working memory of the compiled program by its own account; 0 where the device keeps none."""
         index = np.zeros(self.rows, int)
         lower = _draw.lower  # type: ignore[attr-defined]
-        program = lower(self.rng_key, self.diffusion, self.x0[index], index, index, self.chunk)
+        program = lower(self.rng_key, self._given(index), self.x0[index], index, index, self.chunk)
         memory = program.compile().compiled.memory_analysis()
         return 0 if memory is None else memory.temp_size_in_bytes + memory.output_size_in_bytes
 

@@ -8,6 +8,7 @@ that made it; a run with other data, another key or another network is refused i
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ OTHER = {
     "model": "another model",
     "data": "other data",
     "validation": "another validation part",
+    "context": "other contexts",
     "rng_key": "another key",
     "arrays": "another model or optimiser",
 }
@@ -38,7 +40,14 @@ class TrainingRecord:
     """Counts steps, keeps the history, and writes both with the state of the optimiser."""
 
     def __init__(
-        self, *, diffusion: Any, data: np.ndarray, validation: np.ndarray | None, rng_key: Array, **options: Any
+        self,
+        *,
+        diffusion: Any,
+        data: np.ndarray,
+        validation: np.ndarray | None,
+        rng_key: Array,
+        contexts: Sequence[Any] = (),
+        **options: Any,
     ):
         self.step = 0
         self.seconds = 0.0
@@ -53,6 +62,8 @@ class TrainingRecord:
             "rng_key": np.asarray(_plain(rng_key)).tolist(),
             **options,
         }
+        if contexts:
+            self._description["context"] = [_digest(np.ascontiguousarray(values).tobytes()) for values in contexts]
 
     def add_steps(self, count: int, bound: float, seconds: float) -> None:
         """Note `count` optimiser steps and their mean bound (nats per datum)."""

@@ -26,12 +26,14 @@ from tqdm.auto import tqdm
 from nedm_ppl.inference.bound import TrajectoryBound, unsampled_trajectories
 from nedm_ppl.inference.evaluation import Estimate, estimate, evaluate
 from nedm_ppl.inference.resume import TrainingRecord
+from nedm_ppl.models.context import rows_of_context
 from nedm_ppl.models.diffusion import Diffusion
 from nedm_ppl.models.gaussian import GaussianDiffusion
 
-__all__ = ["Augmentation", "Fitted", "NonFiniteLossError", "dequantise", "fit"]
+__all__ = ["Augmentation", "Fitted", "NonFiniteLossError", "dequantise", "drop_context", "fit"]
 
-Augmentation = Callable[[Array, Array], Array]
+Augmentation = Callable[..., Any]
+Batch = tuple[Array, Array | None]
 BITS = 1.0 / np.log(2.0)
 
 
@@ -71,6 +73,7 @@ def fit(
     diffusion: Diffusion,
     data: ArrayLike,
     *,
+    context: ArrayLike | None = None,
     num_steps: int,
     batch_size: int = 128,
     optimiser: optax.GradientTransformation | None = None,
@@ -78,9 +81,11 @@ def fit(
     average_decay: float = 0.999,
     augment: Augmentation | None = None,
     validation: ArrayLike | None = None,
+    validation_context: ArrayLike | None = None,
     evaluate_every: int = 1000,
     patience: int | None = None,
     holdout: ArrayLike | None = None,
+    holdout_context: ArrayLike | None = None,
     num_times: int | None = 16,
     checkpoint: str | PathLike | None = None,
     checkpoint_every: int = 1000,
@@ -94,16 +99,21 @@ def fit(
         rng_key: Random key; it and the arguments determine the result.
         diffusion: The model to start from.
         data: Training data, shape (N, *event), scaled as the process expects.
+        context: The context of every datum, shape (N, *context_shape), for a network that takes one; minibatches are of pairs.
+            By default the model is trained with the context it is given.
         num_steps: Optimiser steps.
         batch_size: Data per step; at most N are used.
         optimiser: Any optax transformation; by default Adam with a cosine decay from 1e-3 and gradients clipped at norm 1.
         objective: A NumPyro objective; by default `TrajectoryBound()`, one step of the chain per datum.
         average_decay: Decay of the exponential moving average of the weights, which is what is returned; 0 returns the last.
-        augment: `(key, batch) -> batch`, applied to every minibatch with a fresh key: dequantisation noise, shifts.
+        augment: `(key, batch) -> batch`, applied to every minibatch with a fresh key: dequantisation noise, shifts. With contexts
+            `(key, batch, contexts) -> (batch, contexts)`; `drop_context` is for these.
         validation: A part of the training set kept out, for early stopping; the best average on it is returned.
+        validation_context: Its contexts, required where the data have them.
         evaluate_every: Optimiser steps between evaluations on it.
         patience: Stop after this many evaluations without a better one; None never stops early.
         holdout: Data evaluated once, at the end; nothing is chosen on it.
+        holdout_context: Its contexts, required where the data have them.
         num_times: Steps of the chain per datum in evaluations, stratified; None takes all.
         checkpoint: Folder for the run's state; written every `checkpoint_every` steps and at the end.
         checkpoint_every: Optimiser steps between two writes; a multiple of `log_every`.
@@ -120,6 +130,12 @@ def fit(
     data = _checked(diffusion, data, "data")
     validation = None if validation is None else _checked(diffusion, validation, "validation")
     holdout = None if holdout is None else _checked(diffusion, holdout, "holdout")
+    parts = {
+        "": (data, context),
+        "validation_": (validation, validation_context),
+        "holdout_": (holdout, holdout_context),
+    }
+    contexts = {name: _checked_context(diffusion, name, *part, context) for name, part in parts.items()}
     counts = {
         "num_steps": num_steps,
         "batch_size": batch_size,
@@ -148,7 +164,7 @@ def fit(
         TrajectoryBound() if objective is None else objective,
     )
     with unsampled_trajectories():
-        svi_state = svi.init(key_init, jnp.asarray(data[:batch_size]))
+        svi_state = svi.init(key_init, *_rows((jnp.asarray(data), contexts[""]), jnp.arange(batch_size)))
     parameters = svi.get_params(svi_state)
     if not parameters:
         raise ValueError("diffusion must have parameters to train; its reverse kernel has no floating-point arrays.")
@@ -162,6 +178,7 @@ def fit(
         num_times=num_times,
         patience=patience,
         objective=_described(svi.loss),
+        contexts=[values for values in (contexts[""], contexts["validation_"]) if values is not None],
         **(counts | {"batch_size": batch_size}),
     )
     folder = None if checkpoint is None else Path(checkpoint)
@@ -178,7 +195,7 @@ def fit(
             count = min(log_every, num_steps - record.step)
             start = time.perf_counter()
             indices = _minibatches(seed, len(data), batch_size, record.step, count)
-            new_state, losses, finite = run(state, on_device, jnp.asarray(indices), record.step)
+            new_state, losses, finite = run(state, (on_device, contexts[""]), jnp.asarray(indices), record.step)
             losses = np.asarray(losses)
             if not (finite and np.all(np.isfinite(losses))):
                 bad = ~np.isfinite(losses)
@@ -194,7 +211,8 @@ def fit(
             bar.set_postfix_str(f"bound {-losses.mean() * BITS:.3f} bits, null {null * BITS:.3f}")
             if validation is not None and (record.step % evaluate_every < count or record.step == num_steps):
                 average = with_parameters(diffusion, state.average)
-                value = estimate(evaluate(key_eval, average, validation, num_times=num_times).total)
+                terms = evaluate(key_eval, average, validation, context=contexts["validation_"], num_times=num_times)
+                value = estimate(terms.total)
                 if record.add_validation(value):
                     state = state._replace(best=state.average)
             ended = record.step == num_steps or record.stopped(patience)
@@ -205,7 +223,10 @@ def fit(
     trained = with_parameters(diffusion, chosen)
     result = None
     if holdout is not None:
-        result = estimate(evaluate(key_holdout, trained, holdout, num_times=num_times, progress=progress).total)
+        terms = evaluate(
+            key_holdout, trained, holdout, context=contexts["holdout_"], num_times=num_times, progress=progress
+        )
+        result = estimate(terms.total)
     return Fitted(trained, record.history(), result, record.seconds, record.step)
 
 
@@ -223,6 +244,26 @@ def dequantise(width: float) -> Augmentation:
     return lambda key, batch: batch + width * (jax.random.uniform(key, batch.shape) - 0.5)
 
 
+def drop_context(null: ArrayLike, share: float) -> Callable[[Array, Array], Array]:
+    """A function (key, contexts) -> contexts that puts `null` in place of a random share of them, for use in an augmentation.
+
+    A model trained so is p(x_0) where it is given the null context, and p(x_0 | c) where it is given another.
+
+    Args:
+        null: The context that stands for none, as `models.Conditional` was built with: `diffusion.context` of a fresh model.
+        share: Probability with which a context is dropped, in [0, 1].
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share must lie in [0, 1]; got {share:g}.")
+    null = jnp.asarray(null)
+
+    def drop(key: Array, contexts: Array) -> Array:
+        dropped = jax.random.bernoulli(key, share, (len(contexts),) + (1,) * null.ndim)
+        return jnp.where(dropped, null, contexts)
+
+    return drop
+
+
 def with_parameters(diffusion: Diffusion, parameters: dict[str, Any]) -> Diffusion:
     """The model with the parameters that SVI holds for it (`svi.get_params(state)`) in place of its own."""
     return eqx.combine(parameters["diffusion$params"], diffusion)
@@ -233,23 +274,28 @@ def _compiled(svi: SVI, augment: Augmentation | None, decay: float, key_augment:
 
     (state, data, indices (steps, batch), first step) -> (state, losses (steps,), whether the weights are finite)."""
 
-    def step(carry: tuple[_State, Array], index: Array, data: Array) -> tuple[tuple[_State, Array], Array]:
+    def step(carry: tuple[_State, Array], index: Array, data: Batch) -> tuple[tuple[_State, Array], Array]:
         state, number = carry
-        batch = data[index]
+        batch = _rows(data, index)
         if augment is not None:
-            batch = augment(jax.random.fold_in(key_augment, number), batch)
-        svi_state, loss = svi.update(state.svi, batch)
+            key = jax.random.fold_in(key_augment, number)
+            batch = (augment(key, batch[0]), None) if batch[1] is None else augment(key, *batch)
+        svi_state, loss = svi.update(state.svi, *batch)
         rate = 1.0 - jnp.minimum(decay, (1.0 + number) / (10.0 + number)) if decay else 1.0
         average = jax.tree.map(lambda a, p: a + rate * (p - a), state.average, svi.get_params(svi_state))
         return (_State(svi_state, average, state.best), number + 1), loss
 
     @jax.jit
-    def run(state: _State, data: Array, indices: Array, first: ArrayLike) -> tuple[_State, Array, Array]:
+    def run(state: _State, data: Batch, indices: Array, first: ArrayLike) -> tuple[_State, Array, Array]:
         (state, _), losses = jax.lax.scan(lambda c, i: step(c, i, data), (state, jnp.asarray(first)), indices)
         finite = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(svi.get_params(state.svi))]
         return state, losses, jnp.all(jnp.stack(finite))
 
     return run
+
+
+def _rows(data: Batch, index: Array) -> Batch:
+    return data[0][index], None if data[1] is None else data[1][index]
 
 
 def _minibatches(seed: int, num_data: int, batch_size: int, first: int, count: int) -> np.ndarray:
@@ -276,6 +322,18 @@ def _checked(diffusion: Diffusion, x0: ArrayLike, name: str) -> np.ndarray:
     except ValueError as error:
         raise ValueError(str(error).replace("x0", name, 1)) from None
     return np.asarray(x0, jnp.result_type(float))
+
+
+def _checked_context(
+    diffusion: Diffusion, part: str, x0: np.ndarray | None, context: ArrayLike | None, trained: ArrayLike | None
+) -> Array | None:
+    """The context of every datum of a part of the data; None where training has none."""
+    if (context is None) != (x0 is None or trained is None):
+        raise ValueError(
+            f"{part}context must be given where its data and the training data's context are, and not elsewhere; got "
+            f"{'none' if context is None else 'some'}."
+        )
+    return None if x0 is None else rows_of_context(diffusion, context, (len(x0),))
 
 
 def _warn_of_scale(diffusion: Diffusion, data: np.ndarray) -> None:

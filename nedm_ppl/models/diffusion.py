@@ -25,6 +25,7 @@ from numpyro.contrib.module import eqx_module
 from numpyro.distributions import Distribution, Independent, Normal
 
 from nedm_ppl.models.chain import MarkovChain
+from nedm_ppl.models.context import bind, checked, conditionals, num_contexts
 from nedm_ppl.models.discrete import check_levels, quantise
 from nedm_ppl.models.flow import DiffusionFlow, probability_flow
 from nedm_ppl.models.prior import DiffusionPrior
@@ -93,6 +94,23 @@ class Diffusion(eqx.Module):
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one datum."""
         return self.process.event_shape
+
+    @property
+    def context(self) -> Array | None:
+        """The context, or batch of contexts, that the model is given; None where its network takes none."""
+        return next((node.context for node in conditionals(self.reverse)), None)
+
+    def given(self, context: ArrayLike | None) -> Self:
+        r"""The model $p(x_0 | c)$: the same one, with its network given this context; see `models.Conditional`.
+
+        Args:
+            context: One context, or a batch that broadcasts against the batch axes of x, from the right:
+                `diffusion.given(labels).sample(key, labels.shape)`. None leaves the model as it is.
+
+        Raises:
+            ValueError: a model whose network takes no context, or contexts of another shape or kind.
+        """
+        return self if context is None else bind(self, checked(self.reverse, context))
 
     def kernel(self, t: ArrayLike, x: Array) -> Distribution:
         r"""The reverse kernel $p(x_{t-1} | x_t = x)$, for t = 2..T (and t = 1 where the first step is learned)."""
@@ -216,12 +234,19 @@ class Diffusion(eqx.Module):
         return probability_flow(self, rng_key, num_probes, rtol, atol)
 
     def model(
-        self, x0: Array | None = None, *, num_data: int | None = None, subsample_size: int | None = None
+        self,
+        x0: Array | None = None,
+        context: Array | None = None,
+        *,
+        num_data: int | None = None,
+        subsample_size: int | None = None,
     ) -> Array:
         r"""The generative program: `trajectory` $x_{1..T}$ latent, `x0` observed, both inside the plate `data`.
 
         Args:
             x0: Data, shape (N, *event), or a minibatch of them; None samples.
+            context: The context of every datum, shape (N, *context_shape), or one for all, for a network that takes one; by
+                default what the model is given.
             num_data: Size of the plate; by default N. A larger one scales a minibatch up to the whole data set.
             subsample_size: Draw a minibatch of this size inside the program, from a full x0.
 
@@ -229,19 +254,29 @@ class Diffusion(eqx.Module):
             $x_0$, shape (N, *event) or that of the subsample.
         """
         diffusion = self._registered()
-        with self._plate(x0, num_data, subsample_size) as rows:
-            chain = diffusion.reverse_chain()
+        with self._plate(x0, context, num_data, subsample_size) as (rows, contexts):
+            given = diffusion.given(contexts)
+            chain = given.reverse_chain()
             path = numpyro.sample("trajectory", chain, infer=TRAJECTORY)
-            first = diffusion.first_kernel(chain.at(path, 1))
+            first = given.first_kernel(chain.at(path, 1))
             # An analytic bound needs the model and not just this one draw of it; `infer` is NumPyro's place to say so.
-            return numpyro.sample("x0", first, obs=rows, infer={"diffusion": diffusion})
+            return numpyro.sample("x0", first, obs=rows, infer={"diffusion": diffusion, "context": contexts})
 
-    def guide(self, x0: Array, *, num_data: int | None = None, subsample_size: int | None = None) -> None:
-        r"""The forward chain as a guide: `trajectory` given $x_0$. Same arguments as `model`; x0 is required."""
+    def guide(
+        self,
+        x0: Array,
+        context: Array | None = None,
+        *,
+        num_data: int | None = None,
+        subsample_size: int | None = None,
+    ) -> None:
+        r"""The forward chain as a guide: `trajectory` given $x_0$, whatever the context.
+
+        Same arguments as `model`; x0 is required."""
         if x0 is None:
             raise ValueError("x0 must be given to the guide: the forward chain starts from data.")
         diffusion = self._registered()
-        with self._plate(x0, num_data, subsample_size) as rows:
+        with self._plate(x0, context, num_data, subsample_size) as (rows, _):
             numpyro.sample("trajectory", diffusion.process.forward(rows), infer=TRAJECTORY)
 
     def save(self, folder: str | PathLike, *, overwrite: bool = False) -> None:
@@ -258,22 +293,35 @@ class Diffusion(eqx.Module):
         return checkpoint.load(folder, like=like)
 
     def _registered(self) -> "Diffusion":
-        """This model with its arrays declared as NumPyro parameters, under the one name `diffusion$params`."""
-        return eqx_module("diffusion", self) if jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array)) else self
+        """This model with its arrays declared as NumPyro parameters, under the one name `diffusion$params`; a context is none."""
+        bare = bind(self, None)
+        if not jax.tree.leaves(eqx.filter(bare, eqx.is_inexact_array)):
+            return self
+        return bind(eqx_module("diffusion", bare), self.context)
 
     @contextmanager
-    def _plate(self, x0: Array | None, num_data: int | None, subsample_size: int | None) -> Iterator[Any]:
-        """The plate `data`; yields the rows of x0 inside it: all of them (a minibatch, where num_data is larger), or a draw."""
-        rows = 1 if x0 is None else self._num_rows(x0)
+    def _plate(
+        self, x0: Array | None, context: Array | None, num_data: int | None, subsample_size: int | None
+    ) -> Iterator[tuple[Any, Any]]:
+        """The plate `data`; yields the rows of x0 inside it, and their contexts: all of them (a minibatch, where num_data is
+        larger), or a draw."""
+        number = num_contexts(self.reverse, context)
+        rows = number or 1 if x0 is None else self._num_rows(x0)
+        if number not in (None, rows):
+            raise ValueError(f"context must be one for all data or one for each of {rows}; got {number} of them.")
         num_data = rows if num_data is None else num_data
         if subsample_size is None:
             subsample_size = num_data if x0 is None else rows
-        if x0 is not None and rows not in (num_data, subsample_size):
+        if (x0 is not None or number is not None) and rows not in (num_data, subsample_size):
             raise ValueError(
-                f"x0 must hold all num_data = {num_data} data or one minibatch of {subsample_size}; got {rows} of them."
+                f"{'context' if x0 is None else 'x0'} must hold all num_data = {num_data} data or one minibatch of "
+                f"{subsample_size}; got {rows} of them."
             )
         with numpyro.plate("data", num_data, subsample_size=subsample_size) as index:
-            yield x0 if rows == subsample_size or x0 is None else x0[index]
+            if rows != subsample_size:
+                x0 = None if x0 is None else x0[index]
+                context = context if number is None or context is None else context[index]
+            yield x0, context
 
     def _num_rows(self, x0: Array) -> int:
         self.process.check_shape(x0)

@@ -22,6 +22,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
+from nedm_ppl.models.context import bind, held_by_rows
 from nedm_ppl.models.gaussian import GaussianDiffusion
 from nedm_ppl.models.process import DiffusionProcess
 
@@ -182,10 +183,14 @@ def pair(process: GaussianDiffusion, output: Array) -> tuple[Array, Array]:
 def map_network(
     network: Network, t: ArrayLike, x: Array, event_shape: tuple[int, ...], output_shape: tuple[int, ...]
 ) -> Array:
-    """Apply a per-datum network to every datum of x; shape (*batch, *output_shape)."""
+    """Apply a per-datum network to every datum of x, with its own context where it holds a batch; (*batch, *output_shape)."""
     batch_shape = jnp.shape(x)[: jnp.ndim(x) - len(event_shape)]
     flat = jnp.reshape(x, (math.prod(batch_shape), *event_shape))
-    output = jax.vmap(network, in_axes=(None, 0))(t, flat) if batch_shape else network(t, x)[None]
+    contexts = held_by_rows(network, batch_shape)
+    if contexts is not None:
+        output = jax.vmap(lambda context, row: bind(network, context)(t, row))(contexts, flat)
+    else:
+        output = jax.vmap(network, in_axes=(None, 0))(t, flat) if batch_shape else network(t, x)[None]
     if output.shape[1:] != output_shape:
         raise ValueError(
             f"network must return shape {output_shape} for one datum of shape {event_shape}; got {output.shape[1:]}."

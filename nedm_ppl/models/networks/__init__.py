@@ -1,5 +1,6 @@
 """Networks: callables `(t, x) -> array` on one datum. Any other callable of that form serves as well."""
 
+from nedm_ppl.models.networks.embedded import Embedded as Embedded
 from nedm_ppl.models.networks.mlp import SigmoidMLP as SigmoidMLP
 from nedm_ppl.models.networks.rbf import RBF as RBF
 from nedm_ppl.models.networks.readout import StepReadout as StepReadout

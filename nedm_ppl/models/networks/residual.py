@@ -34,6 +34,8 @@ class ResidualBlock(eqx.Module):
 class ResidualMLP(eqx.Module):
     """Residual blocks on the flattened datum, every block told the time; silent (zero output) at the start.
 
+    A third argument, a vector of the width, is added to the hidden units before the first block: see `Embedded`.
+
     Args:
         event_shape: Shape of one datum.
         output_shape: Shape of the output.
@@ -66,9 +68,10 @@ class ResidualMLP(eqx.Module):
         self.num_steps = num_steps
         self.output_shape = tuple(output_shape)
 
-    def __call__(self, t: ArrayLike, x: Array) -> Array:
+    def __call__(self, t: ArrayLike, x: Array, condition: Array | None = None) -> Array:
         features = time_features(t, self.num_steps)
         h = self.embed(jnp.ravel(x).astype(float))
+        h = h if condition is None else h + condition
         for block in self.blocks:
             h = block(h, features)
         return jnp.reshape(self.readout(h), self.output_shape)

@@ -56,6 +56,8 @@ class TransformerBlock(eqx.Module):
 class PatchTransformer(eqx.Module):
     """Image in, image-shaped output; silent (zero output) at the start.
 
+    A third argument, a vector of the width, is added to the embedded time and modulates every block with it: see `Embedded`.
+
     Args:
         event_shape: Shape of the input, (height, width) or (height, width, channels).
         output_shape: Shape of the output, (height, width) or (height, width, channels).
@@ -111,8 +113,9 @@ class PatchTransformer(eqx.Module):
         self.num_steps, self.patch = num_steps, patch
         self.output_shape = tuple(output_shape)
 
-    def __call__(self, t: ArrayLike, x: Array) -> Array:
-        time = jax.nn.silu(self.embed_time(time_features(t, self.num_steps)))
+    def __call__(self, t: ArrayLike, x: Array, condition: Array | None = None) -> Array:
+        time = self.embed_time(time_features(t, self.num_steps))
+        time = jax.nn.silu(time if condition is None else time + condition)
         h = jax.vmap(self.embed)(self._to_patches(x.astype(float))) + self.position
         for block in self.blocks:
             h = block(h, time)
