@@ -183,6 +183,25 @@ class DiagonalLinear(Linear):
         return dist.Normal(loc, jnp.sqrt(jnp.diagonal(self.cov[t - 1]))).to_event(1)
 
 
+class ConditionalLinear(eqx.Module):
+    """Reverse kernels N(A_t x_t + b_t + G_t c, C_t), as a callable (t, x, c) -> Distribution, any batch axes of both."""
+
+    linear: Linear
+    gain: jax.Array
+
+    def __call__(self, t, x, context):
+        law = self.linear(t, x)
+        loc = law.loc + jnp.einsum("ij,...j->...i", self.gain[t - 1], context)
+        return dist.MultivariateNormal(loc, scale_tril=law.scale_tril)
+
+
+def conditional_linear(mean, slope, cov, betas) -> ConditionalLinear:
+    """The exact reversal of data N(mean + slope c, cov): its kernels' means are linear in the data's."""
+    weight, bias, covs = linear_reverse(np.asarray(mean, float), np.asarray(cov, float), betas)
+    columns = [linear_reverse(column, np.asarray(cov, float), betas)[1] for column in np.asarray(slope, float).T]
+    return ConditionalLinear(Linear(weight, bias, covs), jnp.asarray(np.stack(columns, axis=-1)))
+
+
 def linear_reverse(mean: np.ndarray, cov: np.ndarray, betas) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A_t, b_t, C_t of the exact reversal of data N(mean, cov): conditioning of the joint Gaussian of (x_{t-1}, x_t)."""
     eye, weights, biases, covs = np.eye(len(mean)), [], [], []

@@ -45,6 +45,14 @@ DIFFUSIONS = {
     "residual": lambda: models.Diffusion(
         GAUSSIAN, models.NoisePrediction(network(networks.ResidualMLP, depth=2)), first_step="learned"
     ),
+    "conditional": lambda: models.Diffusion(
+        GAUSSIAN,
+        models.DataPrediction(
+            models.Conditional(
+                networks.Embedded(network(networks.ResidualMLP, depth=2), eqx.nn.Embedding(4, 6, key=KEY)), 3
+            )
+        ),
+    ),
     "learned schedule": lambda: models.Diffusion(LEARNED, models.DriftVariance(network())),
     "quantised": lambda: models.Diffusion(
         GAUSSIAN, models.DataPrediction(network()), first_step="quantised", levels=LEVELS

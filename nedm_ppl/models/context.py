@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -41,7 +42,7 @@ class Conditional(eqx.Module):
     context_dim: int = eqx.field(static=True)
 
     def __init__(self, function: Callable[[ArrayLike, Array, Array], Any], null: ArrayLike):
-        self.function, self.context = function, jnp.asarray(null)
+        self.function, self.context = function, jnp.asarray(np.asarray(null))
         self.context_dim = self.context.ndim
 
     def __call__(self, t: ArrayLike, x: Array) -> Any:
