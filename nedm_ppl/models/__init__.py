@@ -18,6 +18,7 @@ from nedm_ppl.models.gaussian import GaussianDiffusion as GaussianDiffusion
 from nedm_ppl.models.guidance import guided as guided
 from nedm_ppl.models.prior import DiffusionPrior as DiffusionPrior
 from nedm_ppl.models.process import DiffusionProcess as DiffusionProcess
+from nedm_ppl.models.respace import respace as respace
 from nedm_ppl.models.reverse import DataPrediction as DataPrediction
 from nedm_ppl.models.reverse import DriftVariance as DriftVariance
 from nedm_ppl.models.reverse import NoisePrediction as NoisePrediction
