@@ -1,10 +1,10 @@
-"""The command line: `nedm list`, `nedm run`, `nedm sample`, `nedm loglik`, `nedm show`."""
+"""The command line: `nedm list`, `run`, `sample`, `loglik`, `inpaint`, `denoise` and `show`."""
 
 import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,7 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
+
+    from nedm_ppl.experiments.restore import Degradation
 
 app = typer.Typer(
     add_completion=False,
@@ -25,6 +29,10 @@ console = Console()
 
 OUT = typer.Option("--out", help="Output folder; by default results/<experiment>.")
 MODEL = typer.Argument(help="A model folder, or the output folder of an experiment.")
+DATA = typer.Option("--data", help="Data x_0, .npy, scaled as in training; by default the experiment's holdout.")
+NUM = typer.Option("--num", help="Only the first NUM data.")
+PARTICLES = typer.Option("--particles", help="Particles per datum.")
+NUM_STEPS = typer.Option("--num-steps", help="Respace the chain to so many steps; by default all.")
 
 
 @app.command("list")
@@ -155,6 +163,57 @@ def loglik(
 
 
 @app.command()
+def inpaint(
+    model: Annotated[Path, MODEL],
+    mask: Annotated[
+        str, typer.Option(help="The half to hide: lower, upper, left or right; or a .npy file, True where hidden.")
+    ] = "lower",
+    data: Annotated[Path | None, DATA] = None,
+    num: Annotated[int, NUM] = 10,
+    particles: Annotated[int, PARTICLES] = 32,
+    num_steps: Annotated[int | None, NUM_STEPS] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Output folder; must not exist.")] = Path("inpainted"),
+) -> None:
+    """Hide a part of data, and draw it from its posterior under a trained model (Figure 5)."""
+    from nedm_ppl.experiments.restore import HIDDEN, Hidden, hidden
+
+    def hide(x0: "np.ndarray") -> "Degradation":
+        if mask in HIDDEN:
+            return Hidden(hidden(mask, x0.shape[1:]))
+        if not mask.endswith(".npy"):
+            raise ValueError(f"--mask must be one of {', '.join(HIDDEN)}, or a .npy file; got {mask!r}.")
+        return Hidden(_read_array(Path(mask), "--mask").astype(bool))
+
+    _restore(model, data, num, hide, {"task": "inpaint", "mask": mask}, particles, num_steps, seed, out)
+
+
+@app.command()
+def denoise(
+    model: Annotated[Path, MODEL],
+    scale: Annotated[
+        float | None, typer.Option(help="Standard deviation of the noise; by default that of the data, SNR 1.")
+    ] = None,
+    data: Annotated[Path | None, DATA] = None,
+    num: Annotated[int, NUM] = 10,
+    particles: Annotated[int, PARTICLES] = 32,
+    num_steps: Annotated[int | None, NUM_STEPS] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Output folder; must not exist.")] = Path("denoised"),
+) -> None:
+    """Add Gaussian noise to data, and draw them from their posterior under a trained model (Figure 3)."""
+    from nedm_ppl.experiments.restore import Noise
+
+    about: dict[str, Any] = {"task": "denoise"}
+
+    def add_noise(x0: "np.ndarray") -> "Degradation":
+        about["scale"] = float(x0.std()) if scale is None else scale
+        return Noise(about["scale"])
+
+    _restore(model, data, num, add_noise, about, particles, num_steps, seed, out)
+
+
+@app.command()
 def show(model: Annotated[Path, MODEL]) -> None:
     """Say what a saved model is, with its numbers where they are beside it."""
     import equinox as eqx
@@ -191,11 +250,50 @@ def show(model: Annotated[Path, MODEL]) -> None:
             raise ValueError(f"{metrics} is damaged; remove it, or run the experiment again.") from None
 
 
+def _restore(
+    model: Path,
+    data: Path | None,
+    num: int,
+    degrade: "Callable[[np.ndarray], Degradation]",
+    about: dict,
+    particles: int,
+    num_steps: int | None,
+    seed: int,
+    out: Path,
+) -> None:
+    """Degrade, infer, write and report."""
+    import jax
+
+    from nedm_ppl.experiments import restore
+    from nedm_ppl.models import Diffusion
+
+    if num < 1:
+        raise ValueError(f"--num must be at least 1; got {num}.")
+    restore.check_out(out)
+    folder = _model_folder(model)
+    diffusion = Diffusion.load(folder)
+    x0 = _holdout(folder, "--data") if data is None else _read_array(data, "--data")
+    diffusion.check_data(x0)
+    degradation = degrade(x0)
+    result = restore.restore(
+        jax.random.key(seed),
+        diffusion,
+        x0[:num],
+        degradation,
+        num_particles=particles,
+        num_steps=num_steps,
+        progress=sys.stderr.isatty() or sys.stdout.isatty(),
+    )
+    metrics = restore.save(result, out, about | {"seed": seed})
+    console.print(_restoration_table(metrics))
+    console.print(f"The picture, the draws for ArviZ and the numbers are in {out}.", markup=False)
+
+
 def _model_folder(path: Path) -> Path:
     return path / "model" if (path / "model").is_dir() else path
 
 
-def _holdout(folder: Path) -> "np.ndarray":
+def _holdout(folder: Path, name: str = "DATA") -> "np.ndarray":
     """Holdout data of the experiment whose metrics lie beside the model."""
     from nedm_ppl.experiments import EXPERIMENTS
 
@@ -204,22 +302,22 @@ def _holdout(folder: Path) -> "np.ndarray":
         content = json.loads(metrics.read_text())
         return EXPERIMENTS[content["experiment"]].data(content["seed"]).holdout
     except FileNotFoundError:
-        raise ValueError(f"DATA must be given: there is no {metrics} that says whose holdout to take.") from None
+        raise ValueError(f"{name} must be given: there is no {metrics} that says whose holdout to take.") from None
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"DATA must be given: {metrics} names no experiment of `nedm list`.") from None
+        raise ValueError(f"{name} must be given: {metrics} names no experiment of `nedm list`.") from None
 
 
-def _read_array(file: Path) -> "np.ndarray":
+def _read_array(file: Path, name: str = "DATA") -> "np.ndarray":
     import numpy as np
 
     try:
         values = np.load(file, allow_pickle=False)
     except FileNotFoundError:
-        raise ValueError(f"DATA must be a .npy file; there is nothing at {file}.") from None
+        raise ValueError(f"{name} must be a .npy file; there is nothing at {file}.") from None
     except (ValueError, EOFError, OSError):
         values = None
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or values.ndim == 0:
-        raise ValueError(f"DATA must be a .npy file that holds an array of numbers; {file} does not.")
+        raise ValueError(f"{name} must be a .npy file that holds an array of numbers; {file} does not.")
     return values
 
 
@@ -239,6 +337,21 @@ def _likelihood_table(summary: dict) -> Table:
     table.add_row("data whose k-hat is too high to trust", f"{summary['num_flagged']:,}", "")
     table.add_row("data above the target standard error", f"{summary['num_above_target']:,}", "")
     table.caption = str(summary["estimate"])
+    return table
+
+
+def _restoration_table(metrics: dict) -> Table:
+    what = f"mask {metrics['mask']}" if metrics["task"] == "inpaint" else f"noise of scale {metrics['scale']:.3g}"
+    table = Table("quantity", "value", title=f"{metrics['task']}, {what}, {metrics['num_data']} data")
+    table.add_row("RMSE of the posterior mean, units of the data", f"[bold]{metrics['rmse']:.4f}[/bold]")
+    table.add_row("RMSE of one posterior draw", f"{metrics['rmse_posterior_draw']:.4f}")
+    table.add_row("RMSE of one draw of the paper's method", f"{metrics['rmse_paper_draw']:.4f}")
+    table.add_row("truths inside their central 90 %", f"{metrics['coverage_90']:.1%}")
+    table.add_row("log evidence, mean, nats", f"{metrics['log_evidence_nats']:.3f}")
+    table.add_section()
+    table.add_row("steps, particles per datum", f"{metrics['num_steps']}, {metrics['num_particles']}")
+    table.add_row("effective sample size, least on the way", f"{metrics['ess_min']:.1f}")
+    table.add_row("ancestors at t = T, least", f"{metrics['num_ancestors_min']}")
     return table
 
 

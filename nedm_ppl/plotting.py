@@ -30,13 +30,14 @@ __all__ = [
     "heartbeat_figure",
     "image_grid",
     "loss_curve",
+    "restoration_figure",
     "reverse_chain_figure",
     "swiss_roll_figure",
     "thermodynamics_figure",
 ]
 
 FORWARD, REVERSE, TRUTH, NULL = "#0072B2", "#D55E00", "#000000", "#6E6E6E"
-VALIDATION, FAINT, HAIRLINE = "#009E73", "#A8A8A8", "#56B4E9"
+VALIDATION, FAINT, HAIRLINE, UNSEEN = "#009E73", "#A8A8A8", "#56B4E9", "#CFE8F7"
 
 # Where a chain has more steps, the mean of neighbours is drawn.
 STEPS_DRAWN = 100
@@ -243,6 +244,62 @@ def reverse_chain_figure(
     ax.tick_params(length=0)
     _outline(ax, REVERSE)
     return ax
+
+
+def restoration_figure(
+    x0: ArrayLike,
+    y: ArrayLike,
+    draws: ArrayLike,
+    mean: ArrayLike,
+    sd: ArrayLike,
+    axes: np.ndarray | None = None,
+    *,
+    paper: ArrayLike | None = None,
+    limits: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Figures 3 and 5: data, what was left of them, draws from the posterior, its mean and standard deviation; a row per datum.
+
+    Args:
+        x0: Data, grey images (N, height, width) or sequences (N, num_bins).
+        y: Degraded data, same shape; NaN, what was not seen, is drawn in light blue.
+        draws: Posterior draws, shape (N, S, *event).
+        mean: Posterior mean, shape (N, *event).
+        sd: Posterior standard deviation, same shape; drawn from black, 0, to white, its largest value.
+        axes: Axes of the columns, shape (S + 4,), or (S + 5,) with `paper`.
+        paper: A draw of the paper's approximate method, shape (N, *event), for one more column at the end.
+        limits: Values drawn black and white in all columns but the sd's; by default those of x0.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: shapes other than these.
+    """
+    x0, draws = np.asarray(x0), np.asarray(draws)
+    if x0.ndim not in (2, 3) or 0 in x0.shape:
+        raise ValueError(f"x0 must have shape (N, height, width) or (N, num_bins), N at least 1; got shape {x0.shape}.")
+    if draws.ndim != x0.ndim + 1 or draws.shape[:1] + draws.shape[2:] != x0.shape:
+        raise ValueError(f"draws must have shape (N, S, *event) for x0 of shape {x0.shape}; got {draws.shape}.")
+    draws = np.moveaxis(draws, 1, 0)
+    panels = [("holdout", x0, TRUTH), ("degraded", y, FORWARD)]
+    panels += [(f"draw {i}", draw, REVERSE) for i, draw in enumerate(draws, start=1)]
+    panels += [("mean", mean, REVERSE), ("sd", sd, REVERSE)]
+    panels += [] if paper is None else [("the paper's", paper, NULL)]
+    for name, values, _ in panels:
+        if np.shape(values) != x0.shape:
+            raise ValueError(f"{name} must have the shape of x0, {x0.shape}; got {np.shape(values)}.")
+    # An image is as wide as its column; a sequence is one flat row of it.
+    tile = x0.shape[1:] if x0.ndim == 3 else (1, x0.shape[1])
+    width, row = (1.1, 1.1 * tile[0] / tile[1]) if x0.ndim == 3 else (1.5, 0.22)
+    axes = _axes(axes, (len(panels),), figsize=(width * len(panels), row * len(x0) + 0.6))
+    grey, largest = _limits(x0) if limits is None else limits, float(np.max(sd)) or 1.0
+    for ax, (name, values, colour) in zip(axes, panels, strict=True):
+        mosaic = np.asarray(values, np.float64).reshape(-1, tile[1])
+        _show(ax, mosaic, (0.0, largest) if name == "sd" else grey, tile)
+        ax.set(xticks=[], yticks=[], facecolor=UNSEEN, aspect="equal" if x0.ndim == 3 else "auto")
+        ax.set_title(f"sd, to {largest:.2g}" if name == "sd" else name, fontsize="small")
+        _outline(ax, colour)
+    return axes
 
 
 def loss_curve(

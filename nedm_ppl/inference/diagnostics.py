@@ -257,7 +257,7 @@ def posterior_to_arviz(posterior: ParticlePosterior) -> Any:
     """Draws of a particle posterior, and how its filters fared.
 
     Args:
-        posterior: A `ParticlePosterior` that has been run, on one observation.
+        posterior: A `ParticlePosterior` that has been run, on one observation or a batch of them.
 
     Returns:
         `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the groups
@@ -266,18 +266,18 @@ def posterior_to_arviz(posterior: ParticlePosterior) -> Any:
           pooled by their evidences, so they are no chains, and r-hat means nothing here;
         - `particles`: `log_weight` (repeat, particle), `ess` and `num_ancestors` (repeat, time), `log_evidence` (repeat,).
 
-    Raises:
-        ValueError: a batch of observations.
+        Of a batch everything has a dimension `observation`, after (chain, draw) and before all others.
     """
     particles = posterior.particles
-    if particles.log_evidence.ndim != 1:
-        raise ValueError("to_arviz takes the posterior of one observation; got a batch. Run them one by one for ArviZ.")
     ((site, draws),) = posterior.get_samples().items()
-    names = tuple(f"{site}_dim_{i}" for i in range(draws.ndim - 1))
+    lead = ("observation",) * (particles.log_evidence.ndim - 1)
+    if lead:
+        draws = np.moveaxis(draws, 0, 1)  # ArviZ has draws first
+    names = tuple(f"{site}_dim_{i}" for i in range(draws.ndim - 1 - len(lead)))
     drawn = _described(
         "draws from the posterior", f"by particles, {posterior.num_particles} in {posterior.num_repeats} repeats"
     )
-    sample = {site: (("chain", "draw", *names), draws[None], drawn)}
+    sample = {site: (("chain", "draw", *lead, *names), draws[None], drawn)}
     unbiased = "its exponential is unbiased for the evidence"
     by_repeat = {
         "log_weight": (
@@ -293,7 +293,7 @@ def posterior_to_arviz(posterior: ParticlePosterior) -> Any:
         ),
         "log_evidence": (("repeat",), particles.log_evidence, _described("log Z of one repeat", unbiased, "nats")),
     }
-    values = {name: (dims, np.asarray(value), attrs) for name, (dims, value, attrs) in by_repeat.items()}
+    values = {name: ((*lead, *dims), np.asarray(value), attrs) for name, (dims, value, attrs) in by_repeat.items()}
     return _container({"posterior": _dataset(sample), "particles": _dataset(values)})
 
 
