@@ -91,6 +91,7 @@ def sample(
     model: Annotated[Path, MODEL],
     num_samples: Annotated[int, typer.Option("--num", help="Number of samples.")] = 64,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    context: Annotated[int | None, typer.Option(help="A label, for a model that takes one; by default none.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Where to write them, .npy; must not exist.")] = Path(
         "samples.npy"
     ),
@@ -108,7 +109,7 @@ def sample(
         raise ValueError(f"--out must end in .npy; got {out}.")
     if out.exists():
         raise ValueError(f"--out {out} exists; name another file.")
-    diffusion = Diffusion.load(_model_folder(model))
+    diffusion = Diffusion.load(_model_folder(model)).given(context)
     with console.status(f"Sampling {diffusion.num_steps} steps"):
         samples = eqx.filter_jit(lambda d, key: d.sample(key, (num_samples,)))(diffusion, jax.random.key(seed))
         with out.open("xb") as file:
@@ -145,13 +146,14 @@ def loglik(
         raise ValueError(f"--out {out} exists; name another file.")
     folder = _model_folder(model)
     diffusion = Diffusion.load(folder)
-    x0 = (_holdout(folder) if data is None else _read_array(data))[:num]
+    x0, context = _holdout(folder) if data is None else (_read_array(data), None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TargetNotReachedWarning)  # the table says so
         result = log_likelihood(
             jax.random.key(seed),
             diffusion,
-            x0,
+            x0[:num],
+            context=None if context is None else context[:num],
             num_particles=particles,
             target_se=target_se,
             max_particles=max_particles,
@@ -272,7 +274,7 @@ def _restore(
     restore.check_out(out)
     folder = _model_folder(model)
     diffusion = Diffusion.load(folder)
-    x0 = _holdout(folder, "--data") if data is None else _read_array(data, "--data")
+    x0 = _holdout(folder, "--data")[0] if data is None else _read_array(data, "--data")
     diffusion.check_data(x0)
     degradation = degrade(x0)
     result = restore.restore(
@@ -293,14 +295,15 @@ def _model_folder(path: Path) -> Path:
     return path / "model" if (path / "model").is_dir() else path
 
 
-def _holdout(folder: Path, name: str = "DATA") -> "np.ndarray":
-    """Holdout data of the experiment whose metrics lie beside the model."""
+def _holdout(folder: Path, name: str = "DATA") -> "tuple[np.ndarray, np.ndarray | None]":
+    """Holdout data of the experiment whose metrics lie beside the model, and their contexts."""
     from nedm_ppl.experiments import EXPERIMENTS
 
     metrics = folder.parent / "metrics.json"
     try:
         content = json.loads(metrics.read_text())
-        return EXPERIMENTS[content["experiment"]].data(content["seed"]).holdout
+        split = EXPERIMENTS[content["experiment"]].data(content["seed"])
+        return split.holdout, split.holdout_context
     except FileNotFoundError:
         raise ValueError(f"{name} must be given: there is no {metrics} that says whose holdout to take.") from None
     except (ValueError, KeyError, TypeError):
@@ -380,6 +383,12 @@ def _metrics_table(metrics: dict, published: str = "") -> Table:
     table.add_section()
     for name, entry in metrics["terms"].items():
         table.add_row(f"term of K: {name.replace('_', ' ')}", text(entry))
+    if (found := metrics.get("classification")) is not None:
+        table.add_section()
+        table.add_row("accuracy of Bayes' rule on the holdout", text(found["accuracy"]))
+        table.add_row("  its calibration error", f"{found['bayes']['calibration_error']:.4f}")
+        tempered = found["tempered"]
+        table.add_row(f"  at temperature {tempered['temperature']:.3f}", f"{tempered['calibration_error']:.4f}")
     table.add_section()
     table.add_row("holdout data", f"{metrics['holdout_size']:,}")
     table.add_row("training", f"{metrics['train_steps']:,} steps, {metrics['train_seconds']:.0f} s")

@@ -21,6 +21,7 @@ SMALL = {
     "swiss-roll-rbf": ["--steps", "20", "--num-steps", "4", "--first-step", "learned"],
     "heartbeat": ["--steps", "20", "--num-steps", "6"],
     "digits": ["--steps", "4", "--num-steps", "5"],
+    "digits-conditional": ["--steps", "4", "--num-steps", "3"],
 }
 
 
@@ -42,10 +43,9 @@ def few_data():
 
     def smaller(experiment):
         def data(seed):
-            split = experiment.data(seed)
-            return Split(
-                split.train[:300], None if split.validation is None else split.validation[:20], split.holdout[:100]
-            )
+            sizes = {"train": 300, "validation": 20, "holdout": 100}
+            parts = {name: part for name, part in vars(experiment.data(seed)).items() if part is not None}
+            return Split(**({"validation": None} | {k: v[: sizes[k.split("_")[0]]] for k, v in parts.items()}))
 
         return replace(experiment, data=data, likelihood_size=6, likelihood_particles=24)
 
@@ -98,6 +98,23 @@ def test_truth_is_exact_where_it_is_known(run_folder):
     digits = json.loads((run_folder / "digits" / "metrics.json").read_text())
     assert digits["truth"] == {"mean": None, "se": None}
     assert digits["bits_per_dim_discrete"]["mean"] == -digits["bound"]["mean"]
+
+
+def test_a_conditional_model_is_a_classifier_and_samples_a_label(run_folder, tmp_path, capsys):
+    folder = run_folder / "digits-conditional"
+    found = json.loads((folder / "metrics.json").read_text())["classification"]
+    assert 0.0 <= found["accuracy"]["mean"] <= 1.0 and 0.0 < found["tempered"]["calibration_error"] < 1.0
+    assert found["tempered"]["temperature"] > 0.0 and found["bayes"]["cross_entropy_nats"] > 0.0
+    draws = []
+    for i, options in enumerate(([], ["--context", 10], ["--context", 3])):
+        assert nedm("sample", folder, "--num", 2, "--out", tmp_path / f"{i}.npy", *options)[0] == 0
+        draws.append(np.load(tmp_path / f"{i}.npy"))
+    np.testing.assert_array_equal(draws[0], draws[1])  # no label is the null label
+    assert np.any(draws[0] != draws[2])
+    code, _ = nedm("loglik", folder, "--num", 2, "--particles", 2, "--out", tmp_path / "of_holdout.nc")
+    assert code == 0
+    code, said = nedm("sample", run_folder / "digits", "--context", 3, "--out", tmp_path / "x.npy", capsys=capsys)
+    assert code == 2 and "context is for a network that takes one" in said
 
 
 def test_a_finished_run_can_be_resumed_and_says_the_same(run_folder):
@@ -208,7 +225,7 @@ def test_show_says_what_a_model_is(run_folder, capsys):
         (["sample", "{tmp}/nowhere"], "must be a folder; there is nothing"),
         (
             ["run", "mnist", "--out", "{tmp}/x"],
-            "experiment must be one of swiss-roll, swiss-roll-rbf, heartbeat, digits",
+            "experiment must be one of swiss-roll, swiss-roll-rbf, heartbeat, digits, digits-conditional",
         ),
         (["run", "digits", "--first-step", "fixed", "--out", "{tmp}/x"], "must be one of quantised; got 'fixed'"),
         (["run", "heartbeat", "--num-steps", "0", "--out", "{tmp}/x"], "num_steps must be at least 1; got 0"),

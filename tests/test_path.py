@@ -197,8 +197,8 @@ def test_an_autoguide_through_the_flow_non_centred():
     program = hierarchy(lambda mu: numpyro.sample("x", diffusion.given(mu).flow(rtol=1e-3, atol=1e-3)))
     program = numpyro.handlers.reparam(program, config={"x": TransformReparam()})
     guide = autoguide.AutoMultivariateNormal(program)
-    svi = SVI(program, guide, optax.adam(optax.cosine_decay_schedule(0.1, 120)), Trace_ELBO(num_particles=2))
-    result = svi.run(KEY, 120, progress_bar=False)
+    svi = SVI(program, guide, optax.adam(optax.cosine_decay_schedule(0.05, 200)), Trace_ELBO(num_particles=4))
+    result = svi.run(KEY, 200, progress_bar=False)
     draws = guide.sample_posterior(jax.random.key(1), result.params, sample_shape=(2000,))
     assert draws["x_base"].shape == (2000, 2)
     # The flow's own affine map, whatever its few steps make of the data's law.

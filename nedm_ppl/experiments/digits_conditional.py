@@ -59,15 +59,15 @@ def training(num_steps: int) -> dict[str, Any]:
 
 def classification(result: Result) -> dict[str, Any]:
     """Accuracy and calibration on the holdout, before and after a temperature fitted on the validation part."""
-    diffusion, digits = result.diffusion, data.digits()
+    diffusion, split = result.diffusion, result.split
+    labels_validation, labels = np.asarray(split.validation_context), np.asarray(split.holdout_context)
     respaced = respace(diffusion, min(CLASSIFY_STEPS, diffusion.num_steps))
     keys = jax.random.split(jax.random.key(result.metrics["seed"]))
     validation, holdout = (
         inference.classify(key, respaced, images, np.arange(NUM_CLASSES), num_particles=CLASSIFY_PARTICLES)
-        for key, images in zip(keys, (digits.validation, digits.holdout), strict=True)
+        for key, images in zip(keys, (np.asarray(split.validation), split.holdout), strict=True)
     )
-    temperature = inference.fit_temperature(validation, digits.validation_labels)
-    labels = digits.holdout_labels
+    temperature = inference.fit_temperature(validation, labels_validation)
 
     def numbers(at: inference.Classification) -> dict[str, float]:
         return {"calibration_error": at.calibration_error(labels), "cross_entropy_nats": at.cross_entropy(labels)}
@@ -76,7 +76,7 @@ def classification(result: Result) -> dict[str, Any]:
     return {
         "classification": {
             "accuracy": {"mean": accuracy, "se": float(np.sqrt(accuracy * (1.0 - accuracy) / len(labels)))},
-            "accuracy_validation": validation.accuracy(digits.validation_labels),
+            "accuracy_validation": validation.accuracy(labels_validation),
             "bayes": numbers(holdout),
             "tempered": {"temperature": temperature} | numbers(holdout.calibrated(temperature)),
             "chain_steps": respaced.num_steps,

@@ -5,9 +5,8 @@ $$p(c | x_0) = \frac{p(c)\, p(x_0 | c)}{\sum_{c'} p(c')\, p(x_0 | c')}.$$
 Nothing is trained for it: the classifier is the density model. Its log likelihoods are estimates, and under one key every class
 weighs the *same* forward trajectories, so that what they have in common cancels in the differences that matter here.
 
-A model of all pixels is surer of itself than it is right: it multiplies as many small advantages as there are
-coordinates as if each were independent evidence. A temperature $\tau$, one number fitted on data of their own, makes the
-probabilities mean what they say,
+A model that is wrong about many coordinates is surer of itself than it is right: small errors add up as if each were
+evidence. A temperature $\tau$, one number fitted on data of their own, makes the probabilities mean what they say,
 
 $$p_\tau(c | x_0) \propto \big(p(c)\, p(x_0 | c)\big)^{1 / \tau},$$
 
