@@ -11,7 +11,6 @@ How well a posterior does is judged on the coordinates that were degraded, all o
   the posterior is right. F is the distribution function of the weighted particles, whose atoms u smears.
 """
 
-import json
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nedm_ppl.experiments.base import OutputFolderError
+from nedm_ppl.experiments.base import OutputFolderError, write_json
 from nedm_ppl.experiments.figures import write
 from nedm_ppl.inference.multiplier import Known, Multiplier, NormalObservation
 from nedm_ppl.inference.particle_posterior import ParticlePosterior
@@ -234,7 +233,7 @@ def save(result: Restoration, out: Path, about: dict[str, Any]) -> dict[str, Any
         "ess_min": float(particles.ess.min()),
         "num_ancestors_min": int(particles.num_ancestors[..., 0].min()),
     }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    write_json(out / "metrics.json", metrics)
     posterior.to_arviz().to_netcdf(str(out / "posterior.nc"))
     if result.x0.ndim <= 3:  # sequences and grey images
         shown = (result.x0, result.y, draws[:, :NUM_DRAWN], posterior.mean.mean, posterior.sd)
