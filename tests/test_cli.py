@@ -209,6 +209,51 @@ def test_loglik_of_a_model_alone_asks_for_data(run_folder, tmp_path, capsys):
     assert code == 2 and "names no experiment of" in said
 
 
+def test_inpainting_and_denoising_leave_a_picture_draws_and_numbers(run_folder, tmp_path, capsys):
+    mask = np.arange(20) < 5
+    np.save(tmp_path / "mask.npy", mask)
+    for task, name, options, shape in (
+        ("inpaint", "heartbeat", ["--mask", tmp_path / "mask.npy", "--num-steps", 3], (20,)),
+        ("denoise", "heartbeat", ["--scale", 0.3], (20,)),
+        ("inpaint", "digits", ["--num-steps", 3], (8, 8)),
+    ):
+        out = tmp_path / f"{task} {name}"
+        code, _ = nedm(task, run_folder / name, "--num", 2, "--particles", 8, "--out", out, *options)
+        shown = capsys.readouterr().out
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert code == 0 and f"{metrics['rmse']:.4f}" in shown and "90 %" in shown
+        assert metrics["task"] == task and metrics["num_data"] == 2 and metrics["num_particles"] == 8
+        assert (out / "restored.png").read_bytes()[:4] == b"\x89PNG"
+        with xr.open_dataset(out / "posterior.nc", group="posterior", engine="h5netcdf") as draws:
+            assert draws["x"].shape == (1, 8, 2, *shape)
+    holdout = EXPERIMENTS["digits"].data(0).holdout[:2]
+    np.testing.assert_array_equal(draws["x"].values[0, :, :, :4], np.broadcast_to(holdout[:, :4], (8, 2, 4, 8)))
+    code, said = nedm("denoise", run_folder / "heartbeat", "--out", out, capsys=capsys)
+    assert code == 2 and "exists; name another folder." in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inpaint", "--num", "0"], "--num must be at least 1; got 0."),
+        (["inpaint", "--mask", "top"], "--mask must be one of lower, upper, left, right, or a .npy file; got 'top'."),
+        (["inpaint", "--mask", "{tmp}/nowhere.npy"], "--mask must be a .npy file; there is nothing at"),
+        (["inpaint", "--mask", "{tmp}/short.npy"], "mask must be boolean and of shape (20,), one datum of this model"),
+        (["inpaint", "--data", "{tmp}/nowhere.npy"], "--data must be a .npy file; there is nothing at"),
+        (["inpaint", "--data", "{tmp}/short.npy"], "x0 must have trailing shape (20,)"),
+        (["denoise", "--scale", "-1"], "scale must be positive, a standard deviation; got -1."),
+        (["denoise", "--num-steps", "7"], "num_steps must lie in 2..6"),
+        (["denoise", "--particles", "0"], "must be at least 1; got 0"),
+    ],
+)
+def test_restoring_refuses_in_one_sentence(run_folder, tmp_path, capsys, arguments, message):
+    np.save(tmp_path / "short.npy", np.ones((3, 4)))
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    task, *options = arguments
+    code, said = nedm(task, run_folder / "heartbeat", *options, "--out", tmp_path / "out", capsys=capsys)
+    assert code == 2 and message in said and not (tmp_path / "out").exists()
+
+
 def test_show_says_what_a_model_is(run_folder, capsys):
     assert nedm("show", run_folder / "digits")[0] == 0
     shown = capsys.readouterr().out

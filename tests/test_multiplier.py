@@ -141,6 +141,10 @@ BINARY = models.BernoulliDiffusion((2,), models.schedules.erasing(3))
         (lambda: BernoulliObservation(jnp.full(2, 0.5), 0.1), "y must be bits"),
         (lambda: LinearObservation(jnp.zeros(3), MATRIX, scale=1.0), "matrix must have shape"),
         (lambda: LinearObservation(jnp.zeros(2), MATRIX), "scale or covariance must be given"),
+        (
+            lambda: LinearObservation(jnp.zeros(2), MATRIX, scale=-0.1),
+            "scale must be positive, a standard deviation; got -0.1",
+        ),
         (lambda: LinearObservation(jnp.zeros(2), MATRIX, covariance=-FULL), "positive definite"),
         (lambda: Known(jnp.zeros(2)) * Known(jnp.ones(2)), "contradict one another at"),
         (lambda: as_multiplier(3.0), "r must be a Multiplier or a function"),

@@ -51,7 +51,7 @@ def instance(seed: int):
     return (weight, bias, var), (y, matrix, noise), exact
 
 
-def diffusion_of(arrays) -> models.Diffusion:
+def linear_diffusion(arrays) -> models.Diffusion:
     return models.Diffusion(PROCESS, Linear(*(jnp.asarray(a, float) for a in arrays)), first_step="learned")
 
 
@@ -107,7 +107,7 @@ def test_a_weight_without_one_of_its_factors_fails_the_same_test(instances):
     with pytest.raises(AssertionError):
         for i, (arrays, (y, matrix, noise), (_, _, log_z)) in enumerate(cases):
             target = Forgetful(
-                diffusion_of(arrays), inference.Product((inference.LinearObservation(y, matrix, covariance=noise),))
+                linear_diffusion(arrays), inference.Product((inference.LinearObservation(y, matrix, covariance=noise),))
             )
             keys = jax.random.split(jax.random.key(i), 64)
             spoiled = _evidences(keys, target)
@@ -205,7 +205,7 @@ def test_known_bits_by_lookahead(enumerated):
 # --- identities ---------------------------------------------------------------------------------------------------------
 
 CASE = instance(0)
-MODEL = diffusion_of(CASE[0])
+MODEL = linear_diffusion(CASE[0])
 Y, MATRIX, NOISE = (jnp.asarray(part, float) for part in CASE[1])
 OBSERVED = inference.LinearObservation(Y, MATRIX, covariance=NOISE)
 
@@ -270,6 +270,28 @@ def test_a_program_is_its_multiplier():
     np.testing.assert_allclose(traced.mean.mean, direct.mean.mean, rtol=1e-4, atol=1e-5)
     assert traced.site == "z" and traced.get_samples()["z"].shape == (800, DIM)
     assert traced.get_samples(group_by_repeat=True)["z"].shape == (4, 200, DIM)
+
+
+def test_a_hierarchy_of_gaussian_rows_has_its_closed_form():
+    """Case 5 of a conjugate composition: a learned prior under a plate of repeated measurements with an offset."""
+    arrays, _, _ = CASE
+    weight, bias, var = (np.asarray(part) for part in arrays)
+    mean, cov = linear_data_law(weight, bias, [np.diag(v) for v in var])
+    ys = np.array([[0.3, -1.0, 0.5], [0.7, -0.4, 0.1]])
+
+    def rows(ys):
+        x = numpyro.sample("x", MODEL.prior())
+        with numpyro.plate("rows", 2):
+            numpyro.sample("y", dist.Normal(2.0 * x + 1.0, 0.8).to_event(1), obs=ys)
+
+    posterior = ParticlePosterior(rows, num_particles=100, num_repeats=32, covariance="jacobian")
+    posterior.run(jax.random.key(3), jnp.asarray(ys))
+    a = np.concatenate([2.0 * np.eye(DIM)] * 2)
+    spread, residual = a @ cov @ a.T + 0.64 * np.eye(2 * DIM), ys.ravel() - 1.0 - a @ mean
+    log_z = -0.5 * (residual @ np.linalg.solve(spread, residual) + np.linalg.slogdet(2.0 * np.pi * spread)[1])
+    assert_mean(np.exp(np.asarray(posterior.particles.log_evidence, np.float64) - log_z), 1.0)
+    truth = mean + cov @ a.T @ np.linalg.solve(spread, residual)
+    assert np.all(np.abs(posterior.mean.mean - truth) <= 4.0 * posterior.mean.se)
 
 
 def test_many_observations_side_by_side():

@@ -129,6 +129,19 @@ def test_reverse_chain_figure_of_few_steps(new_axes):
     assert [label.get_text() for label in ax.get_xticklabels()] == ["2", "1", "0"]
 
 
+@pytest.mark.parametrize("event", [(3, 4), (6,)], ids=["images", "sequences"])
+def test_restoration_figure(new_axes, event):
+    x0, draws = RNG.normal(size=(5, *event)), RNG.normal(size=(5, 2, *event))
+    y, mean, sd, paper = np.where(x0 > 0.5, np.nan, x0), x0 + 1.0, np.abs(x0), x0 - 1.0
+    axes = plotting.restoration_figure(x0, y, draws, mean, sd, new_axes(1, 7), paper=paper)
+    shown = (x0, y, draws[:, 0], draws[:, 1], mean, sd, paper)
+    for ax, values in zip(axes, shown, strict=True):
+        np.testing.assert_array_equal(image(ax), values.reshape(-1, event[-1]))
+    assert to_hex(axes[1].get_facecolor()).upper() == plotting.UNSEEN
+    limits = [ax.images[0].get_clim() for ax in axes]
+    assert {limits[i] for i in (0, 1, 2, 3, 4, 6)} == {(x0.min(), x0.max())} and limits[5] == (0.0, sd.max())
+
+
 def test_loss_curve(new_axes):
     steps = np.arange(0, 1000, 10)
     bound = -2.4 - 500.0 * np.exp(-steps / 10.0)
@@ -187,6 +200,7 @@ def test_bound_by_step_of_one_datum(new_axes):
         lambda: plotting.image_grid(np.ones((2, 3, 3))),
         lambda: plotting.digits_figure(np.ones((2, 3, 3)), np.ones((2, 3, 3)))[0],
         lambda: plotting.reverse_chain_figure(np.ones((2, 3, 3, 3))),
+        lambda: plotting.restoration_figure(*(np.ones((2, 3)),) * 2, np.ones((2, 1, 3)), *(np.ones((2, 3)),) * 2)[0],
         lambda: plotting.loss_curve([1, 2], [3.0, 4.0]),
         lambda: plotting.bound_by_step([2, 3], [0.1, 0.2]),
     ],
@@ -216,6 +230,12 @@ def test_without_axes_one_new_figure_is_made(draw, tmp_path):
             r"trajectory must have shape \(N, T \+ 1, height, width\)",
         ),
         (lambda f, r, d, p: plotting.reverse_chain_figure(f[..., None], times=[11]), r"times must lie in 0\.\.10"),
+        (
+            lambda f, r, d, p: plotting.restoration_figure(d[0, 0], *(d,) * 4),
+            r"x0 must have shape \(N, height, width\)",
+        ),
+        (lambda f, r, d, p: plotting.restoration_figure(d, d, d, d, d), r"draws must have shape \(N, S, \*event\)"),
+        (lambda f, r, d, p: plotting.restoration_figure(d, d, d[:, None], d[:1], d), "mean must have the shape of x0"),
         (lambda f, r, d, p: plotting.loss_curve([1, 2], [1.0]), "steps, bound_bits must be 1-D, equally long"),
         (lambda f, r, d, p: plotting.bound_by_step([], []), "times and divergences_nats must have one shape"),
     ],
