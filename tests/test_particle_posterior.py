@@ -187,6 +187,14 @@ def test_every_state_of_an_enumerated_posterior(enumerated, along):
     assert distance <= 1.5 * independent_distance(law)
 
 
+@pytest.mark.parametrize("along", ["constant", "power", "lookahead"])
+def test_the_evidence_is_unbiased_over_100_runs_of_few_particles(enumerated, along):
+    diffusion, _, z = enumerated
+    target = multiply(diffusion, table_log_r, along=along)
+    run = jax.jit(jax.vmap(lambda key: particle_filter(key, target, 64).log_evidence))
+    assert_mean(np.exp(np.asarray(run(jax.random.split(jax.random.key(6), 100)), np.float64)) / z, 1.0)
+
+
 def test_known_bits_by_lookahead(enumerated):
     diffusion, _, _ = enumerated
     known = jnp.array([1.0, 0.0, jnp.nan, jnp.nan, 1.0, jnp.nan, jnp.nan, jnp.nan])

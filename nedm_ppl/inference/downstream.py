@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import Distribution, Independent, MultivariateNormal, Normal
+from numpyro.distributions import Distribution, ExpandedDistribution, Independent, MultivariateNormal, Normal
 from numpyro.distributions.util import is_identically_one
 
 from nedm_ppl.inference.multiplier import LinearObservation, Multiplier, NormalObservation, Product, coordinates
@@ -96,7 +96,7 @@ def downstream(program: Callable[..., Any], site: Site, args: tuple[Any, ...], k
 
     def loc(x: Array, name: str) -> Array:
         entry = sites(x)[name]
-        return jnp.broadcast_to(coordinates(entry["fn"]).mean, jnp.shape(entry["value"])).reshape(-1)
+        return jnp.broadcast_to(_own_law(entry["fn"]).mean, jnp.shape(entry["value"])).reshape(-1)
 
     nothing = jnp.zeros(shape)
     now = sites(nothing)
@@ -104,7 +104,7 @@ def downstream(program: Callable[..., Any], site: Site, args: tuple[Any, ...], k
     for name, index in site.direct.items():
         entry, where = now[name], jnp.array(index)
         residual = entry["value"].reshape(-1) - loc(nothing, name)
-        scale = jnp.broadcast_to(coordinates(entry["fn"]).scale, jnp.shape(entry["value"])).reshape(-1)
+        scale = jnp.broadcast_to(_own_law(entry["fn"]).scale, jnp.shape(entry["value"])).reshape(-1)
         flat = nothing.reshape(-1)
         y, scales = flat.at[where].set(residual), jnp.ones_like(flat).at[where].set(scale)
         mask = np.zeros(flat.size, bool)
@@ -112,7 +112,7 @@ def downstream(program: Callable[..., Any], site: Site, args: tuple[Any, ...], k
         factors.append(NormalObservation(y.reshape(shape), scales.reshape(shape), mask.reshape(shape)))
     for name in site.linear:
         entry = now[name]
-        law, residual = coordinates(entry["fn"]), entry["value"].reshape(-1) - loc(nothing, name)
+        law, residual = _own_law(entry["fn"]), entry["value"].reshape(-1) - loc(nothing, name)
         if isinstance(law, MultivariateNormal):
             covariance = law.covariance_matrix
         else:
@@ -176,7 +176,7 @@ def _gaussian(
     linear: list[str] = []
     for site in traces[0]:
         entries = [trace[site] for trace in traces]
-        laws = [coordinates(entry["fn"]) for entry in entries]
+        laws = [_own_law(entry["fn"]) for entry in entries]
         plain = all(entry["scale"] is None or is_identically_one(entry["scale"]) for entry in entries)
         if not plain or not isinstance(laws[0], Normal | MultivariateNormal):
             continue
@@ -189,6 +189,13 @@ def _gaussian(
         elif means[0].size <= MOST_ROWS:
             linear.append(site)
     return direct, tuple(linear)
+
+
+def _own_law(law: Distribution) -> Distribution:
+    """The law of a site's coordinates; of normals that a plate repeats, the law of one row."""
+    law = coordinates(law)
+    repeated = isinstance(law, ExpandedDistribution) and isinstance(law.base_dist, Normal)
+    return law.base_dist if repeated else law
 
 
 def _same(laws: list[Distribution], entries: list[Any]) -> bool:
