@@ -16,6 +16,8 @@ from nedm_ppl.models.flow import DiffusionFlow as DiffusionFlow
 from nedm_ppl.models.flow import ProbabilityFlow as ProbabilityFlow
 from nedm_ppl.models.gaussian import GaussianDiffusion as GaussianDiffusion
 from nedm_ppl.models.guidance import guided as guided
+from nedm_ppl.models.mixture import BitMixture as BitMixture
+from nedm_ppl.models.mixture import fit_bit_mixture as fit_bit_mixture
 from nedm_ppl.models.path import sample_path as sample_path
 from nedm_ppl.models.prior import DiffusionPrior as DiffusionPrior
 from nedm_ppl.models.process import DiffusionProcess as DiffusionProcess

@@ -23,6 +23,7 @@ from numpyro.util import is_prng_key
 
 from nedm_ppl.models.bernoulli import BernoulliDiffusion
 from nedm_ppl.models.gaussian import GaussianDiffusion
+from nedm_ppl.models.mixture import BitMixture
 from nedm_ppl.models.process import DiffusionProcess
 from nedm_ppl.models.reverse import Network, Parameterisation, Prediction, map_network, require_gaussian
 
@@ -59,13 +60,19 @@ class BitPrediction(Prediction):
     $p(x_{t-1} | x_t) = \sum_{b} p(x_0 = b | x_t)\, q(x_{t-1} | x_t, x_0 = b)$, in log space throughout. At t = 1 it is the
     prediction itself.
 
+    With `base` a silent network is the exact posterior under a mixture of independent bits: its context is added to z, and
+    the network is shown the probability of a 1 that the mixture believes in beside $x_t$. It has only the rest left to add.
+
     Args:
-        network: `(t, x) -> event`: z, the context's log odds of a 1.
+        network: `(t, x) -> event`: z, the context's log odds of a 1. With `base` its x is of shape (*event, 2): beliefs,
+            then $x_t$.
         evidence: Whether the bit's own exact evidence is added to z; without it z alone is the log odds.
+        base: A law of the data, roughly (`fit_bit_mixture`), trained with the network; None leaves it out.
     """
 
     network: Network
     evidence: bool = eqx.field(static=True, default=True)
+    base: BitMixture | None = None
 
     def data_law(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Distribution:
         r"""$p(x_0 | x_t)$, independent bits."""
@@ -73,14 +80,23 @@ class BitPrediction(Prediction):
 
     def data_logits(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Array:
         r"""Log odds of $p(x_0 = 1 | x_t)$, per bit."""
-        logits = self._output(process, t, x)
-        return logits + process.evidence(t, x) if self.evidence else logits
+        known = process.evidence(t, x) if self.evidence else jnp.zeros(())
+        if self.base is None:
+            return self._output(process, t, x) + known
+        known = known + self.base.context(process, t, x)
+        seen = jnp.stack([jax.nn.sigmoid(known), jnp.broadcast_to(x, known.shape)], axis=-1)
+        shape = process.event_shape
+        return map_network(self.network, t, seen, (*shape, 2), shape) + known
 
     def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         return event_shape
 
     def check_process(self, process: DiffusionProcess) -> None:
         require_bernoulli(self, process)
+        if self.base is not None and self.base.logits.shape[1:] != process.event_shape:
+            raise ValueError(
+                f"base must be a mixture of bits of shape {process.event_shape}; got {self.base.logits.shape[1:]}."
+            )
 
 
 class LevelPrediction(Prediction):
