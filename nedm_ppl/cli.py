@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 console = Console()
 
-OUT = typer.Option("--out", help="Output folder; by default results/<experiment>.")
+OUT = typer.Option("--out", help="Output folder; by default results/<experiment>, or results/<experiment>-<density>.")
 MODEL = typer.Argument(help="A model folder, or the output folder of an experiment.")
 DATA = typer.Option("--data", help="Data x_0, .npy, scaled as in training; by default the experiment's holdout.")
 NUM = typer.Option("--num", help="Only the first NUM data.")
@@ -51,6 +51,7 @@ def list_experiments() -> None:
 @app.command()
 def run(
     experiment: Annotated[str, typer.Argument(help="Its name; see `nedm list`.")],
+    density: Annotated[str | None, typer.Option(help="Which density, of an experiment that has several.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds data, weights and training.")] = 0,
     out: Annotated[Path | None, OUT] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
@@ -60,13 +61,11 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Start again in an --out that holds an earlier run.")] = False,
 ) -> None:
     """Run an experiment: train, evaluate, save the model, draw the figures."""
-    from nedm_ppl.experiments import EXPERIMENTS
+    from nedm_ppl.experiments import choose
     from nedm_ppl.experiments import run as run_experiment
 
-    if experiment not in EXPERIMENTS:
-        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}; got {experiment!r}.")
-    chosen = EXPERIMENTS[experiment]
-    out = Path("results") / experiment if out is None else out
+    chosen = choose(experiment, density)
+    out = Path("results") / "-".join(filter(None, (experiment, chosen.density))) if out is None else out
     try:
         result = run_experiment(
             chosen,
@@ -297,12 +296,12 @@ def _model_folder(path: Path) -> Path:
 
 def _holdout(folder: Path, name: str = "DATA") -> "tuple[np.ndarray, np.ndarray | None]":
     """Holdout data of the experiment whose metrics lie beside the model, and their contexts."""
-    from nedm_ppl.experiments import EXPERIMENTS
+    from nedm_ppl.experiments import choose
 
     metrics = folder.parent / "metrics.json"
     try:
         content = json.loads(metrics.read_text())
-        split = EXPERIMENTS[content["experiment"]].data(content["seed"])
+        split = choose(content["experiment"], content.get("density")).data(content["seed"])
         return split.holdout, split.holdout_context
     except FileNotFoundError:
         raise ValueError(f"{name} must be given: there is no {metrics} that says whose holdout to take.") from None
@@ -364,7 +363,8 @@ def _metrics_table(metrics: dict, published: str = "") -> Table:
             return "unknown"
         return f"{entry['mean']:.4f}" + ("" if not entry.get("se") else f" ± {entry['se']:.4f}")
 
-    title = f"{metrics['experiment']}, T = {metrics['num_steps']}, seed {metrics['seed']}"
+    name = ", ".join(filter(None, (metrics["experiment"], metrics.get("density"))))
+    title = f"{name}, T = {metrics['num_steps']}, seed {metrics['seed']}"
     table = Table("quantity", metrics["unit"], title=title)
     table.add_row("bound K on the holdout (higher is better)", f"[bold]{text(metrics['bound'])}[/bold]")
     likelihood = metrics.get("log_likelihood")
@@ -378,6 +378,8 @@ def _metrics_table(metrics: dict, published: str = "") -> Table:
     table.add_row("truth: exact log likelihood", text(metrics["truth"]))
     if published:
         table.add_row("the paper's K", published)
+    if "excess" in metrics:
+        table.add_row("truth above the log likelihood, datum by datum", text(metrics["excess"]))
     if "bits_per_dim_discrete" in metrics:
         table.add_row("discrete bits per pixel (lower is better)", text(metrics["bits_per_dim_discrete"]))
     table.add_section()

@@ -9,6 +9,7 @@ One colour is the forward chain's, one the model's, and black the truth; all fro
 readers with any colour vision tell apart. Training objectives come in bits, as their argument names say.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = [
     "heartbeat_figure",
     "image_grid",
     "loss_curve",
+    "plane_figure",
     "restoration_figure",
     "reverse_chain_figure",
     "swiss_roll_figure",
@@ -105,6 +107,34 @@ def swiss_roll_figure(
         ax.set_xlabel("$x_1$ (sd of the data)")
     for ax, name in zip(axes[:, 0], ("forward", "reverse", r"drift $f_\mu(x, t) - x$"), strict=True):
         ax.set_ylabel(f"{name}\n$x_2$ (sd of the data)")
+    return axes
+
+
+def plane_figure(samples: ArrayLike, data: ArrayLike, axes: np.ndarray | None = None) -> np.ndarray:
+    """Samples of a model in the plane beside draws of the truth, on shared limits.
+
+    Args:
+        samples: Points of the model, shape (N, 2).
+        data: Points of the truth, shape (M, 2); they set the limits.
+        axes: Two axes, shape (2,).
+
+    Returns:
+        The axes, shape (2,).
+
+    Raises:
+        ValueError: a shape other than these.
+    """
+    samples, data = np.asarray(samples), np.asarray(data)
+    for name, points in (("samples", samples), ("data", data)):
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
+            raise ValueError(f"{name} must be points of the plane, shape (N, 2), not empty; got {points.shape}.")
+    axes = _axes(axes, (2,), figsize=(8.6, 4.4), sharex=True, sharey=True)
+    limit = 1.1 * float(np.abs(data).max())
+    for ax, points, colour, title in zip(axes, (samples, data), (REVERSE, TRUTH), ("model", "data"), strict=True):
+        _scatter(ax, points, colour)
+        ax.set(title=f"{title}, {len(points):,} points", xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        ax.set_xlabel("$x_1$")
+    axes[0].set_ylabel("$x_2$")
     return axes
 
 
@@ -408,7 +438,7 @@ def thermodynamics_figure(
     work: tuple[ArrayLike, ArrayLike],
     axes: np.ndarray | None = None,
     *,
-    per_datum: int = 1,
+    nats_per_unit: float = math.log(2.0),
     units: str = "bits",
 ) -> np.ndarray:
     r"""Which steps of a trained chain lose its bits, between which entropies they lie, and what work its trajectories do.
@@ -426,7 +456,7 @@ def thermodynamics_figure(
         losses: Steps t, mean losses and their standard errors, nats, each of shape (n,).
         work: Work of every trajectory, shape (S, N), and the Jarzynski averages $-\log \hat p(x_0)$, shape (N,), nats.
         axes: Three axes, shape (3,).
-        per_datum: Every number is divided by this (64 pixels for an 8 x 8 image).
+        nats_per_unit: Every number is divided by this (64 log 2 for bits per pixel of an 8 x 8 image).
         units: What the numbers are then in, for the labels.
 
     Returns:
@@ -440,7 +470,7 @@ def thermodynamics_figure(
     done, free_energy = (np.asarray(value, np.float64) for value in work)
     if done.ndim != 2 or done.shape[1:] != free_energy.shape or 0 in done.shape:
         raise ValueError(f"work must have shapes (S, N) and (N,), not empty; got {done.shape} and {free_energy.shape}.")
-    bits = 1.0 / (np.log(2.0) * per_datum)
+    unit = 1.0 / nats_per_unit
     index = times.astype(int) - 1
     lower, upper = lower[index], upper[index]
     groups = np.array_split(np.arange(times.size), min(times.size, STEPS_DRAWN))
@@ -449,9 +479,9 @@ def thermodynamics_figure(
     )
     se = np.array([np.sqrt(np.sum(np.square(se[group]))) / group.size for group in groups])
     axes = _axes(axes, (3,), figsize=(13.0, 4.0))
-    _loss_panel(axes[0], log_snr, mean * bits, se * bits, units)
-    _corridor_panel(axes[1], times, (lower - upper) * bits, (lower - upper + mean) * bits, units)
-    _work_panel(axes[2], done * bits, free_energy * bits, units)
+    _loss_panel(axes[0], log_snr, mean * unit, se * unit, units)
+    _corridor_panel(axes[1], times, (lower - upper) * unit, (lower - upper + mean) * unit, units)
+    _work_panel(axes[2], done * unit, free_energy * unit, units)
     return axes
 
 

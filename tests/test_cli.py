@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from nedm_ppl import cli
-from nedm_ppl.experiments import EXPERIMENTS
+from nedm_ppl.experiments import EXPERIMENTS, choose
 from nedm_ppl.experiments.base import Split
 from nedm_ppl.models import Diffusion
 
@@ -22,6 +22,8 @@ SMALL = {
     "heartbeat": ["--steps", "20", "--num-steps", "6"],
     "digits": ["--steps", "4", "--num-steps", "5"],
     "digits-conditional": ["--steps", "4", "--num-steps", "3"],
+    "plane": ["--steps", "20", "--num-steps", "4"],
+    "gray-code": ["--steps", "4", "--num-steps", "4"],
 }
 
 
@@ -81,7 +83,7 @@ def test_a_run_leaves_model_metrics_figures_and_arviz_files(run_folder, name):
     assert sum(term["mean"] for term in metrics["terms"].values()) == pytest.approx(metrics["bound"]["mean"], abs=1e-4)
     likelihood = metrics["log_likelihood"]
     assert likelihood["num_data"] == 6 and likelihood["num_particles"] == 24 and likelihood["se"] > 0
-    unit = EXPERIMENTS[name].per_datum * math.log(2)
+    unit = EXPERIMENTS[name].nats_per_unit
     with xr.open_dataset(folder / "likelihood.nc", group="likelihood", engine="h5netcdf") as per_datum:
         assert float(per_datum["log_prob"].mean()) / unit == pytest.approx(likelihood["mean"], rel=1e-6)
         assert float(per_datum["k_hat"].max()) == likelihood["k_hat_max"]
@@ -175,6 +177,38 @@ def test_loglik_writes_every_datum_and_a_table(run_folder, tmp_path, capsys):
     assert re.search(r"above the target standard error \W+ 20 ", adaptive)
     with xr.open_dataset(tmp_path / "adaptive.nc", group="sample_stats", engine="h5netcdf") as stats:
         assert stats["log_weight"].dims == ("trajectory", "datum") and stats["log_weight"].shape == (40, 20)
+
+
+@pytest.mark.parametrize("name", ["plane", "gray-code"])
+def test_an_experiment_of_a_density_says_what_it_loses_on_the_truth(run_folder, name, tmp_path, capsys):
+    metrics = json.loads((run_folder / name / "metrics.json").read_text())
+    assert metrics["density"] == "checkerboard" and metrics["unit"] == "nats"
+    assert metrics["excess"]["se"] > 0 and metrics["nll"]["se"] > 0
+    assert metrics["truth"]["mean"] == pytest.approx(
+        -metrics["floor"] + (name == "plane") * 2 * math.log(2.31435), abs=1e-4
+    )
+    if name == "gray-code":  # in the words' own units, and the same truth for every word
+        assert metrics["nll"]["mean"] == pytest.approx(metrics["floor"] + metrics["excess"]["mean"], abs=1e-4)
+        assert metrics["nll"]["mean"] == pytest.approx(-metrics["log_likelihood"]["mean"], rel=1e-6)
+    assert nedm("show", run_folder / name)[0] == 0
+    assert f"{name}, checkerboard, T = 4" in " ".join(capsys.readouterr().out.split())
+    assert nedm("loglik", run_folder / name, "--particles", 4, "--num", 3, "--out", tmp_path / "x.nc")[0] == 0
+    capsys.readouterr()
+    code, said = nedm(
+        "run", name, "--density", "moons", "--resume", "--out", run_folder / name, "--steps", 0, capsys=capsys
+    )
+    assert code == 2 and "--steps must be at least 1" in said
+    # The density beside a model is the one whose holdout is taken.
+    (run_folder / name / "metrics.json").write_text(json.dumps(metrics | {"density": "rings"}))
+    code, said = nedm("loglik", run_folder / name, "--out", tmp_path / "y.nc", capsys=capsys)
+    assert code == 2 and "names no experiment of" in said
+
+
+def test_choose_gives_an_experiment_of_its_density():
+    for name in ("plane", "gray-code"):
+        assert choose(name).density == "checkerboard"
+        chosen = choose(name, "moons")
+        assert (chosen.name, chosen.density) == (name, "moons") and chosen.of_density("circles").density == "circles"
 
 
 @pytest.mark.parametrize(
@@ -272,6 +306,8 @@ def test_show_says_what_a_model_is(run_folder, capsys):
             ["run", "mnist", "--out", "{tmp}/x"],
             "experiment must be one of swiss-roll, swiss-roll-rbf, heartbeat, digits, digits-conditional",
         ),
+        (["run", "gray-code", "--density", "rings"], "density must be one of 2spirals, 8gaussians, circles, moons"),
+        (["run", "digits", "--density", "moons"], "--density must be left out for digits, which has one density; got"),
         (["run", "digits", "--first-step", "fixed", "--out", "{tmp}/x"], "must be one of quantised; got 'fixed'"),
         (["run", "heartbeat", "--num-steps", "0", "--out", "{tmp}/x"], "num_steps must be at least 1; got 0"),
         (["run", "heartbeat", "--steps", "0", "--out", "{tmp}/x"], "--steps must be at least 1; got 0"),

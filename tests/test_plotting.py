@@ -76,6 +76,17 @@ def test_swiss_roll_figure_of_no_drift(new_axes):
     assert axes[2, 2].get_xlim() == axes[0, 0].get_xlim()
 
 
+def test_plane_figure(new_axes):
+    samples, data = RNG.normal(size=(50, 2)), np.array([[-2.0, 1.0], [0.5, 1.5]])
+    axes = plotting.plane_figure(samples, data, new_axes(1, 2))
+    for ax, points, colour in zip(axes, (samples, data), (plotting.REVERSE, plotting.TRUTH), strict=True):
+        (drawn,) = ax.collections
+        np.testing.assert_array_equal(drawn.get_offsets(), points)
+        assert to_hex(drawn.get_facecolor()[0]).upper() == colour
+    assert {(ax.get_xlim(), ax.get_ylim(), ax.get_aspect()) for ax in axes} == {((-2.2, 2.2), (-2.2, 2.2), 1.0)}
+    assert [ax.get_title() for ax in axes] == ["model, 50 points", "data, 2 points"]
+
+
 def test_heartbeat_figure(new_axes):
     reverse = (RNG.random(size=(12, 9, 20)) < 0.2).astype(np.float32)
     reverse[3, 8] = 0.0
@@ -196,6 +207,7 @@ def test_bound_by_step_of_one_datum(new_axes):
     "draw",
     [
         lambda: plotting.swiss_roll_figure(*plane())[0, 0],
+        lambda: plotting.plane_figure(np.ones((2, 2)), np.ones((3, 2)))[0],
         lambda: plotting.heartbeat_figure(np.ones((2, 3, 20)), np.ones((2, 20)))[0],
         lambda: plotting.image_grid(np.ones((2, 3, 3))),
         lambda: plotting.digits_figure(np.ones((2, 3, 3)), np.ones((2, 3, 3)))[0],
@@ -222,6 +234,8 @@ def test_without_axes_one_new_figure_is_made(draw, tmp_path):
         (lambda f, r, d, p: plotting.swiss_roll_figure(f, r[:, :5], d, p), "equally many times; got 11 and 5"),
         (lambda f, r, d, p: plotting.swiss_roll_figure(f, r, d[:2], p), r"drift \(3, num_points, 2\)"),
         (lambda f, r, d, p: plotting.swiss_roll_figure(f, r, d, p, np.array([])), r"axes must have shape \(3, 3\)"),
+        (lambda f, r, d, p: plotting.plane_figure(f, p), r"samples must be points of the plane, shape \(N, 2\)"),
+        (lambda f, r, d, p: plotting.plane_figure(p, p[:0]), r"data must be points.*got \(0, 2\)"),
         (lambda f, r, d, p: plotting.heartbeat_figure(f, np.ones((3, 5))), r"data must have shape \(M, 2\)"),
         (lambda f, r, d, p: plotting.image_grid(f[0]), r"images must have shape \(N, height, width\)"),
         (lambda f, r, d, p: plotting.image_grid(f, num_columns=0), "num_columns must be at least 1; got 0"),

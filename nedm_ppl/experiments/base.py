@@ -29,8 +29,6 @@ from nedm_ppl.models.diffusion import Diffusion
 
 __all__ = ["Experiment", "OutputFolderError", "Result", "Split", "run"]
 
-BITS = 1.0 / math.log(2.0)
-
 
 class OutputFolderError(ValueError):
     """The output folder is in use."""
@@ -73,7 +71,8 @@ class Experiment:
         name: As typed on the command line.
         summary: One line, for people.
         unit: Unit of every number in metrics.json.
-        per_datum: How many of these units one datum's bound in bits is divided by (64 pixels for an 8 x 8 image).
+        nats_per_unit: What a datum's numbers in nats are divided by to be in that unit (64 log 2 for bits per pixel of an
+            8 x 8 image).
         data: `(seed) -> Split`.
         build: `(key, split, num_steps, first_step) -> Diffusion`.
         truth: `(holdout) -> ` exact log likelihood of every holdout datum, nats, or None where nobody knows it.
@@ -88,6 +87,8 @@ class Experiment:
         likelihood_size: How many of the holdout's first data it is estimated for.
         extra_metrics: `(result) -> dict`, beyond the common ones.
         published: The paper's number with its unit, for the table.
+        density: Which of several densities the data are from, where an experiment has several.
+        of_density: `(name) -> ` the same experiment with another density.
     """
 
     name: str
@@ -102,12 +103,14 @@ class Experiment:
     first_steps: tuple[str, ...]
     train_steps: int
     training: Callable[[int], dict[str, Any]]
-    per_datum: int = 1
+    nats_per_unit: float = math.log(2.0)
     num_times: int | None = None
     likelihood_particles: int = 64
     likelihood_size: int = 500
     extra_metrics: Callable[[Result], dict[str, Any]] = field(default=lambda result: {})
     published: str = ""
+    density: str | None = None
+    of_density: "Callable[[str], Experiment] | None" = None
 
 
 def run(
@@ -195,7 +198,7 @@ def run(
     fitted.diffusion.save(out / "model", overwrite=True)
     write_json(out / "metrics.json", metrics)
     _to_arviz(result, out)
-    thermodynamics_figure(result, out, per_datum=experiment.per_datum, units=experiment.unit)
+    thermodynamics_figure(result, out, nats_per_unit=experiment.nats_per_unit, units=experiment.unit)
     experiment.figures(result, key_figures, out)
     return result
 
@@ -235,12 +238,13 @@ def _metrics(
     likelihood: inference.LogLikelihood,
     seed: int,
 ) -> dict[str, Any]:
-    unit = BITS / experiment.per_datum
+    unit = 1.0 / experiment.nats_per_unit
     truth = experiment.truth(split.holdout)
     null = inference.estimate(fitted.diffusion.null_log_prob(split.holdout)) * unit
     bound = inference.estimate(terms.total) * unit
     return {
         "experiment": experiment.name,
+        **({} if experiment.density is None else {"density": experiment.density}),
         "seed": seed,
         "num_steps": fitted.diffusion.num_steps,
         "first_step": fitted.diffusion.first_step,

@@ -4,6 +4,7 @@ The model starts as a product of pixel histograms (`LevelPrediction.base`); a tr
 pixel knows about itself, adds what the others say.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def figures(result: Result, key: Array, out: Path) -> None:
     trajectory = eqx.filter_jit(lambda d, k: d.sample_trajectory(k, (100,)))(result.diffusion, key)
     write(plotting.digits_figure(trajectory[:, 0], holdout[:100], limits=limits), out / "samples.png")
     write(plotting.reverse_chain_figure(trajectory[:8], limits=limits), out / "reverse_chain.png")
-    training_figures(result, out, per_datum=PIXELS, per="pixel")
+    training_figures(result, out, num_coordinates=PIXELS, per="pixel")
 
 
 DIGITS = Experiment(
@@ -99,7 +100,7 @@ DIGITS = Experiment(
     first_steps=("quantised",),
     train_steps=6_000,
     training=training,
-    per_datum=PIXELS,
+    nats_per_unit=PIXELS * math.log(2.0),
     num_times=125,
     likelihood_size=16,
     likelihood_particles=24,

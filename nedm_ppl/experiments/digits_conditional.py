@@ -5,6 +5,7 @@ weights are p(x_0) and p(x_0 | label). Every image is then classified by its log
 number that calibration needs is fitted on the validation part.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def figures(result: Result, key: Array, out: Path) -> None:
     samples = eqx.filter_jit(lambda d, k: d.sample(k, (len(labels),)))(result.diffusion.given(labels), key)
     alike = np.concatenate([np.flatnonzero(truth == label)[:10] for label in range(NUM_CLASSES)])
     write(plotting.digits_figure(samples, holdout[alike], limits=limits), out / "samples.png")
-    training_figures(result, out, per_datum=PIXELS, per="pixel")
+    training_figures(result, out, num_coordinates=PIXELS, per="pixel")
 
 
 DIGITS_CONDITIONAL = Experiment(
@@ -114,7 +115,7 @@ DIGITS_CONDITIONAL = Experiment(
     first_steps=("quantised",),
     train_steps=4_000,
     training=training,
-    per_datum=PIXELS,
+    nats_per_unit=PIXELS * math.log(2.0),
     num_times=125,
     likelihood_size=16,
     likelihood_particles=24,

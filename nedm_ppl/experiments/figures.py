@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 __all__ = ["thermodynamics_figure", "training_figures", "write"]
 
 
-def training_figures(result: "Result", out: Path, *, per_datum: int = 1, per: str = "datum") -> None:
+def training_figures(result: "Result", out: Path, *, num_coordinates: int = 1, per: str = "datum") -> None:
     """The loss curve with the null and truth lines, and where along the chain the bound loses its bits."""
     from nedm_ppl import plotting
 
-    bits = 1.0 / (np.log(2.0) * per_datum)
+    bits = 1.0 / (np.log(2.0) * num_coordinates)
     history, metrics = result.fitted.history, result.metrics
     validation = None
     if history["validation_step"].size:
@@ -32,7 +32,7 @@ def training_figures(result: "Result", out: Path, *, per_datum: int = 1, per: st
     write(plotting.bound_by_step(result.terms.times, result.terms.divergences), out / "bound_by_step.png")
 
 
-def thermodynamics_figure(result: "Result", out: Path, *, per_datum: int, units: str) -> None:
+def thermodynamics_figure(result: "Result", out: Path, *, nats_per_unit: float, units: str) -> None:
     """Loss per step, entropies of the reverse steps, and work."""
     from nedm_ppl import plotting
 
@@ -42,7 +42,7 @@ def thermodynamics_figure(result: "Result", out: Path, *, per_datum: int, units:
         (entropy.lower, entropy.upper),
         losses,
         (work.work, work.free_energy),
-        per_datum=per_datum,
+        nats_per_unit=nats_per_unit,
         units=units,
     )
     write(axes, out / "thermodynamics.png")
