@@ -292,7 +292,7 @@ def test_a_hierarchy_of_gaussian_rows_has_its_closed_form():
         with numpyro.plate("rows", 2):
             numpyro.sample("y", dist.Normal(2.0 * x + 1.0, 0.8).to_event(1), obs=ys)
 
-    posterior = ParticlePosterior(rows, num_particles=100, num_repeats=32, covariance="jacobian")
+    posterior = ParticlePosterior(rows, num_particles=50, num_repeats=8, covariance="jacobian")
     posterior.run(jax.random.key(3), jnp.asarray(ys))
     a = np.concatenate([2.0 * np.eye(DIM)] * 2)
     spread, residual = a @ cov @ a.T + 0.64 * np.eye(2 * DIM), ys.ravel() - 1.0 - a @ mean
