@@ -8,6 +8,8 @@ from nedm_ppl.inference.classification import Classification as Classification
 from nedm_ppl.inference.classification import calibration_error as calibration_error
 from nedm_ppl.inference.classification import classify as classify
 from nedm_ppl.inference.classification import fit_temperature as fit_temperature
+from nedm_ppl.inference.conditional_filter import conditional_filter as conditional_filter
+from nedm_ppl.inference.conditional_filter import conditional_importance as conditional_importance
 from nedm_ppl.inference.conditioned import LinearGaussian as LinearGaussian
 from nedm_ppl.inference.conditioned import PointNormal as PointNormal
 from nedm_ppl.inference.diagnostics import bound_to_arviz as bound_to_arviz
@@ -37,12 +39,14 @@ from nedm_ppl.inference.multiplier import NormalObservation as NormalObservation
 from nedm_ppl.inference.multiplier import Product as Product
 from nedm_ppl.inference.pareto import k_threshold as k_threshold
 from nedm_ppl.inference.pareto import pareto_k as pareto_k
+from nedm_ppl.inference.particle_metropolis import ParticleMetropolis as ParticleMetropolis
 from nedm_ppl.inference.particle_posterior import AllWeightLostError as AllWeightLostError
 from nedm_ppl.inference.particle_posterior import ParticlePosterior as ParticlePosterior
 from nedm_ppl.inference.particles import Particles as Particles
 from nedm_ppl.inference.particles import multinomial as multinomial
 from nedm_ppl.inference.particles import particle_filter as particle_filter
 from nedm_ppl.inference.particles import systematic as systematic
+from nedm_ppl.inference.path_gibbs import PathGibbs as PathGibbs
 from nedm_ppl.inference.posterior import MultipliedDiffusion as MultipliedDiffusion
 from nedm_ppl.inference.posterior import multiply as multiply
 from nedm_ppl.inference.resume import CheckpointError as CheckpointError

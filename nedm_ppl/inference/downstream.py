@@ -68,12 +68,8 @@ class Downstream(Multiplier):
     def log_r(self, x: Array) -> Array:
         total = jnp.zeros(())
         for name, site in observed_sites(self.program, self.site, x, self.args, self.kwargs).items():
-            if name in self.without:
-                continue
-            log_prob = site["fn"].log_prob(site["value"])
-            if not (site["scale"] is None or is_identically_one(site["scale"])):
-                log_prob = site["scale"] * log_prob
-            total = total + jnp.sum(log_prob)
+            if name not in self.without:
+                total = total + jnp.sum(log_density(site))
         return total
 
 
@@ -87,8 +83,20 @@ def observed_sites(
     return {name: entry for name, entry in trace.items() if entry["type"] == "sample"}
 
 
-def downstream(program: Callable[..., Any], site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Product:
-    """The program's r as a product: Gaussian factors where `diffusion_site` recognised them, and the rest."""
+def log_density(site: dict[str, Any]) -> Array:
+    """What a site adds to a program's log density, by its batch axes."""
+    log_prob = site["fn"].log_prob(site["value"])
+    return log_prob if site["scale"] is None or is_identically_one(site["scale"]) else site["scale"] * log_prob
+
+
+def downstream(
+    program: Callable[..., Any],
+    site: Site,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    without: tuple[str, ...] = (),
+) -> Product:
+    """The program's r as a product: Gaussian factors where `diffusion_site` recognised them, and the rest but for `without`."""
     shape = site.diffusion.event_shape
 
     def sites(x: Array) -> dict[str, Any]:
@@ -118,9 +126,9 @@ def downstream(program: Callable[..., Any], site: Site, args: tuple[Any, ...], k
         else:
             covariance = jnp.diag(jnp.square(jnp.broadcast_to(law.scale, jnp.shape(entry["value"])).reshape(-1)))
         factors.append(LinearObservation(residual, jax.jacobian(loc)(nothing, name), covariance=covariance))
-    gaussian = (*site.direct, *site.linear)
-    if set(gaussian) != set(now):
-        factors.append(Downstream(program, site.name, args, kwargs, gaussian))
+    done = (*site.direct, *site.linear, *without)
+    if not set(now) <= set(done):
+        factors.append(Downstream(program, site.name, args, kwargs, done))
     return Product(factors)
 
 
@@ -158,16 +166,16 @@ def diffusion_site(program: Callable[..., Any], args: tuple[Any, ...], kwargs: d
             f"site {name!r} draws several data, batch shape {prior.batch_shape}; ParticlePosterior infers one. Write the program "
             "for one datum and use run_batch."
         )
-    return Site(name, prior.diffusion, *_gaussian(program, name, prior.diffusion, args, kwargs))
+    return Site(name, prior.diffusion, *gaussian_sites(program, name, prior.event_shape, args, kwargs))
 
 
-def _gaussian(
-    program: Callable[..., Any], name: str, diffusion: Diffusion, args: tuple[Any, ...], kwargs: dict[str, Any]
+def gaussian_sites(
+    program: Callable[..., Any], name: str, event_shape: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
     """Observed sites that are Gaussian with an affine mean: selections of coordinates, with which, and others."""
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, *diffusion.event_shape)), float)
-    points = (jnp.zeros(diffusion.event_shape), x[0], x[1], x[0] + x[1])
+    x = jnp.asarray(rng.normal(size=(2, *event_shape)), float)
+    points = (jnp.zeros(event_shape), x[0], x[1], x[0] + x[1])
     try:
         traces = [observed_sites(program, name, point, args, kwargs) for point in points]
     except (ValueError, TypeError):  # a program that takes some x only: grey levels, bits

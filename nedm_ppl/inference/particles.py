@@ -121,12 +121,12 @@ def particle_filter(
         return jax.lax.cond(poor & jnp.isfinite(logsumexp(state.log_weights)), survive, lambda: (state, look))
 
     def step(state: _State, look: Look, t: ArrayLike, key: Array) -> tuple[_State, tuple[Array, Array, Array]]:
-        state = state._replace(log_weights=_usable(state.log_weights + look.log_r))
+        state = state._replace(log_weights=usable(state.log_weights + look.log_r))
         reported = report(state)
         state, look = resampled(jax.random.fold_in(key_resample, t), state, look)
         x = placed(look.proposal.sample(key).astype(state.x.dtype))
         ratio = look.law.log_prob(x) - look.proposal.log_prob(x) - look.log_r
-        return state._replace(x=x, log_weights=_usable(state.log_weights + ratio)), reported
+        return state._replace(x=x, log_weights=usable(state.log_weights + ratio)), reported
 
     def report(state: _State) -> tuple[Array, Array, Array]:
         alive = jnp.zeros(num_particles, int).at[state.ancestors].set(1)
@@ -136,14 +136,14 @@ def particle_filter(
     initial = target.initial()
     x = placed(initial.sample(key_start, (num_particles,)))
     log_weights = target.diffusion.process.stationary().log_prob(x) - initial.log_prob(x)
-    state = _State(x, _usable(log_weights), jnp.zeros(()), jnp.arange(num_particles))
+    state = _State(x, usable(log_weights), jnp.zeros(()), jnp.arange(num_particles))
     state, reports = jax.lax.scan(
         lambda state, t: step(state, target.look(t, state.x), t, jax.random.fold_in(key_steps, t)),
         state,
         jnp.arange(target.num_steps, 1, -1),
     )
     state, at_1 = step(state, target.look_first(state.x), 1, key_first)
-    state = state._replace(log_weights=_usable(state.log_weights + jax.vmap(target.r.log_r)(state.x)))
+    state = state._replace(log_weights=usable(state.log_weights + jax.vmap(target.r.log_r)(state.x)))
     series = [
         jnp.concatenate([jnp.stack([last, before]), along[::-1]])
         for last, before, along in zip(report(state), at_1, reports, strict=True)
@@ -156,7 +156,7 @@ def _log_mean(log_weights: Array) -> Array:
     return logsumexp(log_weights) - jnp.log(log_weights.shape[0])
 
 
-def _usable(log_weights: Array) -> Array:
+def usable(log_weights: Array) -> Array:
     """A weight that is NaN counts as zero."""
     return jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
 
