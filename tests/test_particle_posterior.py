@@ -8,8 +8,6 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
-from numpyro.infer import MCMC, NUTS, Predictive
-from numpyro.infer.util import log_density
 
 from nedm_ppl import inference, models
 from nedm_ppl.inference import ParticlePosterior, multiply, particle_filter
@@ -389,50 +387,3 @@ def several(y):
 def test_bad_input_gets_one_sentence(make, args, message):
     with pytest.raises(ValueError, match=message):
         make().run(jax.random.key(0), *args)
-
-
-# --- the prior as a site ------------------------------------------------------------------------------------------------
-
-
-def test_the_prior_is_a_site_like_any_other():
-    def hierarchy(y=None):
-        scale = numpyro.sample("scale", dist.HalfNormal(1.0))
-        with numpyro.plate("rows", 2):
-            x = numpyro.sample("x", MODEL.prior())
-            numpyro.sample("y", dist.Normal(x, scale).to_event(1), obs=y)
-
-    draws = Predictive(hierarchy, num_samples=4)(jax.random.key(0))
-    assert draws["x"].shape == (4, 2, DIM)
-    values = {"scale": jnp.array(0.5), "x": jnp.ones((2, DIM))}
-    joint, _ = log_density(hierarchy, (jnp.zeros((2, DIM)),), {}, values)
-    rest = dist.HalfNormal(1.0).log_prob(0.5) + dist.Normal(1.0, 0.5).log_prob(0.0) * 2 * DIM
-    np.testing.assert_allclose(joint, rest, rtol=1e-6)
-    with pytest.raises(NotImplementedError, match=r"ParticlePosterior.*or diffusion\.flow"):
-        MCMC(NUTS(hierarchy), num_warmup=1, num_samples=1, progress_bar=False).run(
-            jax.random.key(0), jnp.zeros((2, DIM))
-        )
-    given = handlers.condition(hierarchy, {"x": values["x"]})
-    mcmc = MCMC(NUTS(given), num_warmup=5, num_samples=5, progress_bar=False)
-    mcmc.run(jax.random.key(0), jnp.zeros((2, DIM)))
-    assert np.all(np.isfinite(mcmc.get_samples()["scale"]))
-
-
-def test_a_latent_that_the_prior_depends_on_is_noticed():
-    def upstream():
-        weight = numpyro.sample("weight", dist.Normal(0.0, 1.0))
-        kernel = Linear(MODEL.reverse.weight * weight, MODEL.reverse.bias, MODEL.reverse.var)
-        numpyro.sample("x", models.Diffusion(PROCESS, kernel, first_step="learned").prior())
-
-    given = handlers.condition(upstream, {"x": jnp.zeros(DIM)})
-    with pytest.raises(NotImplementedError, match="no density to differentiate"):
-        MCMC(NUTS(given), num_warmup=1, num_samples=1, progress_bar=False).run(jax.random.key(0))
-
-
-def test_draws_of_the_prior_are_the_models():
-    prior = MODEL.prior()
-    np.testing.assert_array_equal(prior.sample(jax.random.key(0), (3,)), MODEL.sample(jax.random.key(0), (3,)))
-    assert prior.expand((4,)).sample(jax.random.key(0)).shape == (4, DIM)
-    assert not prior.has_enumerate_support and not prior.is_discrete
-    bits = models.BernoulliDiffusion((2,), models.schedules.erasing(3))
-    discrete = models.Diffusion(bits, bits.step).prior()
-    assert discrete.is_discrete and not discrete.has_enumerate_support

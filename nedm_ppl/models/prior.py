@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["DiffusionPrior"]
 
 NO_GRADIENT = (
-    "diffusion.prior() has no density to differentiate, so NUTS, HMC and SVI cannot move its site. Use "
-    "inference.ParticlePosterior, which samples the site by particles"
+    "diffusion.prior() has no density to differentiate, so NUTS, HMC and SVI can move neither its site nor what its model depends "
+    "on; use inference.ParticlePosterior where it is the only latent, beside others inference.PathGibbs in a block of numpyro's "
+    "Gibbs, or inference.ParticleMetropolis"
 )
 FLOW = ", or diffusion.flow(), whose density has gradients."
 
@@ -35,7 +36,9 @@ class DiffusionPrior(Distribution):
     r"""The marginal $p(x_0)$ of a diffusion, as `diffusion.prior()` makes it; event shape that of one datum.
 
     `sample` is exact. `log_prob` is 0 for every value: **not** the log density, which `inference.log_likelihood` estimates. So
-    `numpyro.infer.util.log_density` of a program with such a site is the log density of its other sites given this one.
+    `numpyro.infer.util.log_density` of a program with such a site is the log density of its other sites given this one. Whatever
+    takes densities without derivatives sees that zero silently, and would sample the site, or what its model depends on, as if the
+    prior were flat: SA, the ensemble kernels AIES and ESS, importance sampling, an ELBO by score functions.
     """
 
     arg_constraints: dict[str, Any] = {}
@@ -72,11 +75,23 @@ class DiffusionPrior(Distribution):
         value = jnp.asarray(value)
         shape = jnp.broadcast_shapes(value.shape[: value.ndim - self.event_dim], self.batch_shape)
         # Given the value and the model, so that a derivative with respect to either is noticed.
-        return _no_density(shape, self.is_discrete)((value, eqx.filter(self._arrays, eqx.is_inexact_array)))
+        seen = value, eqx.filter((self._arrays, self._captured()), eqx.is_inexact_array)
+        return _no_density(shape, self.is_discrete)(seen)
 
     def expand(self, batch_shape: tuple[int, ...]) -> "DiffusionPrior":
         """Independent data over a larger batch shape."""
         return DiffusionPrior(self.diffusion, batch_shape=tuple(batch_shape))
+
+    def _captured(self) -> list[Any]:
+        """Arrays that plain functions inside the model hold in their closures, and no pytree shows."""
+        if not any(getattr(leaf, "__closure__", None) for leaf in jax.tree.leaves(self._static)):
+            return []
+        diffusion = self.diffusion
+
+        def step(x: Array) -> Array:
+            return diffusion.kernel(diffusion.num_steps, x).log_prob(x)
+
+        return jax.make_jaxpr(step)(jnp.zeros(self.event_shape)).consts
 
 
 def _no_density(shape: tuple[int, ...], is_discrete: bool) -> Callable[[Any], Array]:

@@ -1,0 +1,95 @@
+"""A diffusion prior is a site like any other, but for its density, which whoever asks for a derivative is told."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.infer import MCMC, NUTS, Predictive
+from numpyro.infer.util import log_density
+
+from nedm_ppl import models
+
+PROCESS = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(4, start=3.0, end=-6.0))
+GAUSSIAN = models.Diffusion(PROCESS, PROCESS.step)
+BITS = models.BernoulliDiffusion((3,), models.schedules.erasing(4), rate=0.3)
+BERNOULLI = models.Diffusion(BITS, BITS.step)
+
+
+def both(y=None):
+    """Two kinds of diffusion in one program, one of them in a plate."""
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    bits = numpyro.sample("bits", BERNOULLI.prior())
+    with numpyro.plate("rows", 2):
+        x = numpyro.sample("x", GAUSSIAN.prior())
+        numpyro.sample("y", dist.Normal(x + jnp.sum(bits), scale).to_event(1), obs=y)
+
+
+VALUES = {"scale": jnp.array(0.5), "bits": jnp.array([1.0, 0.0, 1.0]), "x": jnp.ones((2, 2))}
+
+
+def test_under_numpyros_handlers():
+    draws = Predictive(both, num_samples=3)(jax.random.key(0))
+    assert draws["x"].shape == (3, 2, 2) and draws["bits"].shape == (3, 3) and draws["y"].shape == (3, 2, 2)
+    assert np.isin(draws["bits"], (0.0, 1.0)).all()
+
+    def drawn(key):
+        return handlers.trace(handlers.seed(both, key)).get_trace()["x"]["value"]
+
+    keys = jax.random.split(jax.random.key(1), 3)
+    mapped = jax.vmap(drawn)(keys)
+    np.testing.assert_allclose(mapped[1], drawn(keys[1]), rtol=1e-5, atol=1e-6)
+    given = handlers.seed(handlers.condition(both, {"x": VALUES["x"]}), 0)
+    assert handlers.trace(given).get_trace()["x"]["is_observed"]
+    done = handlers.trace(handlers.do(handlers.seed(both, 0), {"bits": jnp.full(3, 7.0)})).get_trace()
+    np.testing.assert_allclose(done["y"]["fn"].mean, done["x"]["value"] + 21.0, rtol=1e-6)
+    assert np.isin(done["bits"]["value"], (0.0, 1.0)).all()
+
+
+def test_the_density_of_a_program_is_that_of_its_other_sites():
+    joint, _ = log_density(both, (jnp.zeros((2, 2)),), {}, VALUES)
+    rest = dist.HalfNormal(1.0).log_prob(0.5) + 4 * dist.Normal(3.0, 0.5).log_prob(0.0)
+    np.testing.assert_allclose(joint, rest, rtol=1e-6)
+
+
+def nuts(program, *args):
+    mcmc = MCMC(NUTS(program), num_warmup=2, num_samples=2, progress_bar=False)
+    mcmc.run(jax.random.key(0), *args)
+    return mcmc.get_samples()
+
+
+def test_nuts_beside_the_sites_runs_and_through_them_says_what_to_do():
+    y = jnp.zeros((2, 2))
+    given = handlers.condition(both, {name: VALUES[name] for name in ("bits", "x")})
+    assert np.all(np.isfinite(nuts(given, y)["scale"]))
+    with pytest.raises(NotImplementedError, match=r"ParticlePosterior.*PathGibbs.*Metropolis, or diffusion\.flow"):
+        nuts(handlers.condition(both, {"bits": VALUES["bits"]}), y)
+    with pytest.raises(RuntimeError, match="DiffusionPrior distribution at site bits does not have enumerate support"):
+        nuts(handlers.condition(both, {"x": VALUES["x"]}), y)
+
+
+def upstream(in_a_closure):
+    weight = numpyro.sample("weight", dist.Normal(0.0, 1.0))
+    if in_a_closure:
+        kernel = lambda t, x: dist.Normal(weight * x, 0.5).to_event(1)  # noqa: E731
+    else:
+        kernel = jax.tree_util.Partial(lambda weight, t, x: dist.Normal(weight * x, 0.5).to_event(1), weight)
+    numpyro.sample("x", models.Diffusion(PROCESS, kernel, first_step="learned").prior(), obs=jnp.zeros(2))
+
+
+@pytest.mark.parametrize("in_a_closure", [False, True])
+def test_a_latent_that_the_model_depends_on_is_noticed(in_a_closure):
+    with pytest.raises(NotImplementedError, match="nor what its model depends on"):
+        nuts(upstream, in_a_closure)
+
+
+def test_draws_of_the_prior_are_the_models():
+    prior = GAUSSIAN.prior()
+    np.testing.assert_array_equal(prior.sample(jax.random.key(0), (3,)), GAUSSIAN.sample(jax.random.key(0), (3,)))
+    assert prior.expand((4,)).sample(jax.random.key(0)).shape == (4, 2)
+    assert not prior.has_enumerate_support and not prior.is_discrete
+    bits = models.BernoulliDiffusion((2,), models.schedules.erasing(3))
+    discrete = models.Diffusion(bits, bits.step).prior()
+    assert discrete.is_discrete and not discrete.has_enumerate_support
