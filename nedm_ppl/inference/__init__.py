@@ -15,6 +15,7 @@ from nedm_ppl.inference.conditioned import PointNormal as PointNormal
 from nedm_ppl.inference.diagnostics import bound_to_arviz as bound_to_arviz
 from nedm_ppl.inference.diagnostics import likelihood_to_arviz as likelihood_to_arviz
 from nedm_ppl.inference.diagnostics import likelihood_to_elpd as likelihood_to_elpd
+from nedm_ppl.inference.diagnostics import mcmc_to_arviz as mcmc_to_arviz
 from nedm_ppl.inference.diagnostics import posterior_to_arviz as posterior_to_arviz
 from nedm_ppl.inference.diagnostics import samples_to_arviz as samples_to_arviz
 from nedm_ppl.inference.diagnostics import sandwich_to_arviz as sandwich_to_arviz

@@ -11,6 +11,7 @@ posterior of its own given the other latents, and a filter of its own. Else they
 import dataclasses
 import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -22,6 +23,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions import Distribution, Independent
+from numpyro.distributions.distribution import validation_enabled
 from numpyro.distributions.util import is_identically_one
 from numpyro.infer.initialization import init_to_sample
 from numpyro.ops.provenance import eval_provenance
@@ -34,9 +36,11 @@ from nedm_ppl.inference.downstream import (
     log_density,
     observed_sites,
     prior_of,
+    prior_sources,
 )
 from nedm_ppl.inference.multiplier import Multiplier, NormalObservation, Product
 from nedm_ppl.inference.posterior import MultipliedDiffusion, multiply
+from nedm_ppl.models.context import bind, held_by_rows
 from nedm_ppl.models.diffusion import Diffusion
 from nedm_ppl.models.reverse import Parameterisation
 
@@ -119,7 +123,8 @@ def compose(
         ValueError: no such site or several, a site in a subsampled plate, scaled or enumerated, or a prior that depends on latents.
     """
     # Values of its own, drawn at once even where the caller is being traced: chains under vmap find what one chain finds.
-    with jax.ensure_compile_time_eval():
+    # NumPyro's validation would warn of values that are only looked at.
+    with jax.ensure_compile_time_eval(), validation_enabled(False):
         drawn = handlers.substitute(handlers.seed(program, jax.random.key(0)), substitute_fn=init_to_sample)
         trace = handlers.trace(drawn).get_trace(*args, **kwargs)
         samples = {name: site for name, site in trace.items() if site["type"] == "sample"}
@@ -130,7 +135,7 @@ def compose(
         _check_site(name, site, trace, kernel)
         others = {other: latents[other]["value"] for other in latents if other != name}
         if not prior_may_depend:
-            _check_prior(program, name, others, args, kwargs)
+            _check_prior(name, prior_sources(program, name, args, kwargs, others))
         shape = (*prior.batch_shape, *prior.event_shape)
         value = site["value"]
         conditioned = handlers.condition(program, others)
@@ -196,8 +201,10 @@ def target_of(
             return of_member((*found.direct, *found.apart))
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *found.event_shape)[member], factor)
 
-    options_product = Product(slice_(factor) for factor in product.factors)
-    return multiply(prior.diffusion, options_product, **options), of_member(found.apart)
+    contexts = held_by_rows(prior.diffusion.reverse, found.batch_shape)
+    diffusion = prior.diffusion if contexts is None else bind(prior.diffusion, contexts[member])
+    sliced = Product(slice_(factor) for factor in product.factors)
+    return multiply(diffusion, sliced, **options), of_member(found.apart)
 
 
 def stacked(diffusion: Diffusion, batch_shape: tuple[int, ...]) -> Diffusion:
@@ -218,14 +225,24 @@ def stacked(diffusion: Diffusion, batch_shape: tuple[int, ...]) -> Diffusion:
 class _Each(eqx.Module):
     """A network of one datum, on every draw of a stack."""
 
-    network: Callable[[ArrayLike, Array], Array]
+    leaves: list[Any]  # of the network, taken apart: a batch of contexts in it is the stack's, and no other batch's
+    structure: Any = eqx.field(static=True)
     num_axes: int = eqx.field(static=True)
 
+    def __init__(self, network: Callable[[ArrayLike, Array], Array], num_axes: int):
+        self.leaves, self.structure = jax.tree.flatten(network)
+        self.num_axes = num_axes
+
     def __call__(self, t: ArrayLike, x: Array) -> Array:
-        network = self.network
-        for _ in range(self.num_axes):
-            network = jax.vmap(network, (None, 0))
-        return network(t, x)
+        network = jax.tree.unflatten(self.structure, self.leaves)
+        batch_shape = x.shape[: self.num_axes]
+        rows = x.reshape(-1, *x.shape[self.num_axes :])
+        contexts = held_by_rows(network, batch_shape)
+        if contexts is None:
+            output = jax.vmap(network, (None, 0))(t, rows)
+        else:
+            output = jax.vmap(lambda context, row: bind(network, context)(t, row))(contexts, rows)
+        return output.reshape(*batch_shape, *output.shape[1:])
 
 
 class _Together(eqx.Module):
@@ -246,15 +263,20 @@ def gibbs_interface(kernel: str) -> Any:
     Raises:
         ImportError: a numpyro that has none."""
     try:
-        from numpyro.infer import gibbs
+        return import_module("numpyro.infer.gibbs")
     except ImportError as error:
         raise ImportError(
             f"{kernel} needs numpyro 0.22 or newer, the first with numpyro.infer.gibbs; got {numpyro.__version__}."
         ) from error
-    return gibbs
 
 
 def _the_site(samples: dict[str, Any], latents: dict[str, Any], given: frozenset[str], kernel: str) -> str:
+    enumerated = [name for name, site in latents.items() if site["infer"].get("enumerate") == "parallel"]
+    if enumerated:
+        raise ValueError(
+            f"{kernel} does not sum over enumerated sites; got {', '.join(enumerated)}. Give them a block of their own by "
+            "DiscreteGibbs, or sum over them in the program."
+        )
     own = [name for name in latents if name not in given]
     priors = [name for name in own if prior_of(latents[name]["fn"]) is not None]
     if kernel == "PathGibbs" and len(own) > 1:
@@ -290,24 +312,9 @@ def _check_site(name: str, site: dict[str, Any], trace: dict[str, Any], kernel: 
         raise ValueError(
             f"site {name!r} must not be scaled: {kernel} samples from the prior itself, not from a power of it."
         )
-    enumerated = [n for n, s in trace.items() if s["type"] == "sample" and s["infer"].get("enumerate") == "parallel"]
-    if enumerated:
-        raise ValueError(
-            f"{kernel} does not sum over enumerated sites; got {', '.join(enumerated)}. Give them a block of their own by "
-            "DiscreteGibbs, or sum over them in the program."
-        )
 
 
-def _check_prior(
-    program: Callable[..., Any], name: str, others: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    def draw(**others: Any) -> Array:
-        given = handlers.condition(handlers.seed(program, 0), others)
-        prior = prior_of(handlers.trace(given).get_trace(*args, **kwargs)[name]["fn"])
-        assert prior is not None
-        return prior.sample(jax.random.key(0))
-
-    sources = sorted(eval_provenance(draw, **others)) if others else []
+def _check_prior(name: str, sources: list[str]) -> None:
     if sources:
         raise ValueError(
             f"the prior of site {name!r} must not depend on other latents; it depends on {', '.join(sources)}, whose conditional "

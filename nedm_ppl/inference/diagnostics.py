@@ -28,11 +28,13 @@ from nedm_ppl.inference.thermodynamics import Thermodynamics
 
 if TYPE_CHECKING:
     import xarray as xr
+    from numpyro.infer import MCMC
 
 __all__ = [
     "bound_to_arviz",
     "likelihood_to_arviz",
     "likelihood_to_elpd",
+    "mcmc_to_arviz",
     "posterior_to_arviz",
     "samples_to_arviz",
     "sandwich_to_arviz",
@@ -42,6 +44,13 @@ __all__ = [
 
 SAMPLE_GROUPS = ("prior", "posterior_predictive")
 PER_UNIT = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
+
+ARVIZ_NAMES = {
+    "potential_energy": "lp",
+    "adapt_state.step_size": "step_size",
+    "num_steps": "n_steps",
+    "accept_prob": "acceptance_rate",
+}
 
 UNBIASED = "unbiased over the draws of x_t"
 
@@ -253,6 +262,41 @@ def sandwich_to_arviz(result: Sandwich, *, units: str = "nats") -> Any:
     return _container({"sandwich": _dataset(bounds), "simulated": _dataset({"x0": (("datum", *names), result.x0, x0)})})
 
 
+def mcmc_to_arviz(mcmc: "MCMC") -> Any:
+    """Draws of a numpyro `MCMC`, with the extra fields of its blocks under the names ArviZ knows.
+
+    `extra_fields=("block_states.1.diverging",)` of a `Gibbs` becomes `diverging`, which ArviZ plots and counts; of several blocks a
+    draw diverges where any of them did. Any other field that two blocks share keeps the block's number, as in `moved_0`.
+
+    Args:
+        mcmc: A run that is done.
+
+    Returns:
+        `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the groups `posterior`, dimensions (chain, draw, ...),
+        and `sample_stats` where extra fields were collected.
+    """
+    values = mcmc.get_samples(group_by_chain=True)
+    drawn = _described("draws from the posterior", "by MCMC, correlated within a chain")
+    groups = {"posterior": _dataset({name: _by_draw(name, value, drawn) for name, value in values.items()})}
+    by_name: dict[str, dict[str, np.ndarray]] = {}
+    for field, value in mcmc.get_extra_fields(group_by_chain=True).items():
+        block, _, own = field.removeprefix("block_states.").partition(".")
+        inside = field.startswith("block_states.")
+        name = own if inside else field
+        by_name.setdefault(ARVIZ_NAMES.get(name, name), {})[block if inside else ""] = np.asarray(value)
+    stats: dict[str, np.ndarray] = {}
+    for name, of_block in by_name.items():
+        if name == "diverging":
+            stats[name] = np.any(list(of_block.values()), axis=0)
+        else:
+            single = len(of_block) == 1
+            stats |= {name if single else f"{name}_{block}": value for block, value in of_block.items()}
+    if stats:
+        kept = _described("of the sampler", "exact")
+        groups["sample_stats"] = _dataset({name: _by_draw(name, value, kept) for name, value in stats.items()})
+    return _container(groups)
+
+
 def posterior_to_arviz(posterior: ParticlePosterior) -> Any:
     """Draws of a particle posterior, and how its filters fared.
 
@@ -386,6 +430,11 @@ def trace_to_arviz(history: Mapping[str, ArrayLike], *, units: Mapping[str, str]
             attrs["units"] = units[name]
         variables[name] = ((dim,), value, attrs)
     return _container({"training": _dataset(variables, coords)})
+
+
+def _by_draw(name: str, value: ArrayLike, attrs: Mapping[str, str]) -> tuple:
+    value = np.asarray(value)
+    return ("chain", "draw", *(f"{name}_dim_{i}" for i in range(value.ndim - 2))), value, dict(attrs)
 
 
 def _described(long_name: str, estimate: str, units: str | None = None) -> dict[str, str]:

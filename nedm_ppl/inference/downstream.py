@@ -22,6 +22,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.distributions import Distribution, ExpandedDistribution, Independent, MultivariateNormal, Normal
 from numpyro.distributions.util import is_identically_one
+from numpyro.ops.provenance import eval_provenance
 
 from nedm_ppl.inference.multiplier import LinearObservation, Multiplier, NormalObservation, Product, coordinates
 from nedm_ppl.models.diffusion import Diffusion
@@ -111,7 +112,7 @@ def downstream(
     factors: list[Multiplier] = []
     for name, index in site.direct.items():
         entry, where = now[name], jnp.array(index)
-        residual = entry["value"].reshape(-1) - loc(nothing, name)
+        residual = jnp.reshape(entry["value"], -1) - loc(nothing, name)
         scale = jnp.broadcast_to(_own_law(entry["fn"]).scale, jnp.shape(entry["value"])).reshape(-1)
         flat = nothing.reshape(-1)
         y, scales = flat.at[where].set(residual), jnp.ones_like(flat).at[where].set(scale)
@@ -120,7 +121,7 @@ def downstream(
         factors.append(NormalObservation(y.reshape(shape), scales.reshape(shape), mask.reshape(shape)))
     for name in site.linear:
         entry = now[name]
-        law, residual = _own_law(entry["fn"]), entry["value"].reshape(-1) - loc(nothing, name)
+        law, residual = _own_law(entry["fn"]), jnp.reshape(entry["value"], -1) - loc(nothing, name)
         if isinstance(law, MultivariateNormal):
             covariance = law.covariance_matrix
         else:
@@ -148,7 +149,7 @@ def diffusion_site(program: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     if len(priors) > 1:
         raise ValueError(
             f"the program must have one diffusion site; got {', '.join(sorted(priors))}. Sample each of several in a block of its "
-            "own, by particle Gibbs."
+            "own, by PathGibbs."
         )
     (name, site), *_ = priors.items()
     if site["is_observed"]:
@@ -157,7 +158,7 @@ def diffusion_site(program: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     if others:
         raise ValueError(
             f"the program must have no latent site beside the diffusion {name!r}; got {', '.join(others)}. Condition them, or "
-            "infer them jointly by Gibbs, with the diffusion site in a block of its own."
+            "sample them too: by ParticleMetropolis, or by Gibbs with the diffusion in a block of PathGibbs."
         )
     prior = prior_of(site["fn"])
     assert prior is not None
@@ -218,6 +219,24 @@ def _selection(image: np.ndarray, x: np.ndarray) -> tuple[int, ...] | None:
     index = np.argmin(np.abs(image[:, None] - x[None]), axis=1)
     good = np.allclose(x[index], image, atol=1e-5) and len(np.unique(index)) == len(index)
     return tuple(int(i) for i in index) if good else None
+
+
+def prior_sources(
+    program: Callable[..., Any],
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    latents: dict[str, Any],
+) -> list[str]:
+    """Which latents the diffusion site's draws depend on, by the program's arithmetic."""
+
+    def draw(**latents: Any) -> Array:
+        given = handlers.condition(handlers.seed(program, 0), latents)
+        prior = prior_of(handlers.trace(given).get_trace(*args, **kwargs)[name]["fn"])
+        assert prior is not None
+        return prior.sample(jax.random.key(0))
+
+    return sorted(eval_provenance(draw, **latents)) if latents else []
 
 
 def prior_of(law: Distribution) -> DiffusionPrior | None:

@@ -12,9 +12,11 @@ import numpy as np
 from jax import Array
 from jax.sharding import Sharding
 from jax.typing import ArrayLike
+from numpyro import handlers
+from numpyro.ops.provenance import eval_provenance
 from tqdm.auto import tqdm
 
-from nedm_ppl.inference.downstream import Site, diffusion_site, downstream
+from nedm_ppl.inference.downstream import Site, diffusion_site, downstream, prior_of
 from nedm_ppl.inference.multiplier import Known, Multiplier, Product, as_multiplier
 from nedm_ppl.inference.particles import Particles, Resampling, particle_filter, systematic
 from nedm_ppl.inference.posterior import MultipliedDiffusion, multiply
@@ -133,6 +135,11 @@ class ParticlePosterior:
         ((num,),) = sizes
         first = jax.tree.map(lambda leaf: leaf[0], args)
         target = self._target(first, {})  # what can be wrong is said of one, before any is run
+        if self._found is not None and self._depends_on(first):
+            raise ValueError(
+                f"the diffusion of site {self._site!r} must be the same for all observations of a batch; it depends on run_batch's "
+                "arguments. Call run for each."
+            )
         keys = jax.random.split(rng_key, (num, self.num_repeats))
         size = num if batch_size is None else min(batch_size, num)
         parts = []
@@ -301,6 +308,18 @@ class ParticlePosterior:
         model, found = self.model, self._found
         assert found is not None
         return eqx.filter_vmap(lambda *args: downstream(model, found, args, {}))(*args)
+
+    def _depends_on(self, args: tuple[Any, ...]) -> bool:
+        """Whether the program's diffusion depends on its arguments, by the program's arithmetic."""
+        model, site = self.model, self._site
+        assert not isinstance(model, Diffusion)
+
+        def draw(args: tuple[Any, ...]) -> Array:
+            prior = prior_of(handlers.trace(handlers.seed(model, 0)).get_trace(*args)[site]["fn"])
+            assert prior is not None
+            return prior.sample(jax.random.key(0))
+
+        return bool(eval_provenance(draw, args=args))
 
     def _finish(self, rng_key: Array, particles: Particles, batch_shape: tuple[int, ...]) -> None:
         particles = jax.tree.map(np.asarray, particles)

@@ -172,7 +172,8 @@ class PathGibbs(MCMCKernel):
 
 def _check_possible(log_r: Multiplier, x0: Array, draws: Callable[[], Array]) -> None:
     """Refuse a program that is zero wherever it is looked at; a traced one cannot be looked at."""
-    if isinstance(log_r.log_r(x0), jax.core.Tracer) or np.isfinite(log_r.log_r(x0)):
+    first = log_r.log_r(x0)
+    if isinstance(first, jax.core.Tracer) or np.isfinite(first):
         return
     if not np.any(np.isfinite(jax.vmap(log_r.log_r)(draws()))):
         raise ValueError(
