@@ -24,8 +24,8 @@ matplotlib.use("Agg")
 settings.register_profile("exact", max_examples=8, deadline=None, derandomize=True)
 settings.load_profile("exact")
 
-FAILURE_RATE = 0.03
-NUM_COMPARISONS = 450
+FAILURE_RATE = 0.08
+NUM_COMPARISONS = 1200
 SIGNIFICANCE = FAILURE_RATE / NUM_COMPARISONS
 STANDARD_ERRORS = 4.0
 assert 2.0 * stats.norm.sf(STANDARD_ERRORS) <= SIGNIFICANCE
