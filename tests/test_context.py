@@ -7,6 +7,7 @@ import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import optax
 import pytest
 from conftest import STANDARD_ERRORS, assert_mean, assert_same_mean, chi_square
@@ -121,6 +122,17 @@ def test_a_conditional_kernel_is_exact_datum_by_datum():
 
 
 # --- contexts as arrays ----------------------------------------------------------------------------------------------------
+
+
+def test_the_prior_of_a_batch_of_contexts_is_a_site_of_a_plate():
+    def program():
+        with numpyro.plate("labels", 3):
+            return numpyro.sample("x", FLIPS.given(CLASSES).prior())
+
+    x = numpyro.handlers.seed(program, KEY)()
+    assert x.shape == (3, 3)
+    density, _ = numpyro.infer.util.log_density(program, (), {}, {"x": x})
+    assert density == 0.0  # the density of the program's other sites: it has none
 
 
 def test_a_batch_of_contexts_broadcasts_against_the_batch_of_states():

@@ -60,7 +60,7 @@ class DiffusionPrior(Distribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        return self.diffusion.first_kernel(jnp.zeros(self.event_shape)).support
+        return self.diffusion.first_kernel(jnp.zeros((*self.batch_shape, *self.event_shape))).support
 
     @property
     def is_discrete(self) -> bool:
