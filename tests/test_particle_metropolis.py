@@ -107,7 +107,7 @@ def test_a_plate_has_a_filter_per_row():
             x = numpyro.sample("x", MODEL.prior())
             numpyro.sample("y", dist.Normal(x, scale).to_event(1), obs=y)
 
-    kernel = ParticleMetropolis(rows, num_particles=512)
+    kernel = ParticleMetropolis(rows, num_particles=256)
     y = jnp.array([[0.5, 1.0], [0.0, 0.2], [-1.0, 0.3]])
     state = kernel.init(jax.random.key(0), 0, {"scale": jnp.array(-0.3)}, (y,), {})
     assert kernel._found.num_members == 3 and state.z["x"].shape == (3, DIM)

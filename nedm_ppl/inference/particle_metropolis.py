@@ -140,7 +140,8 @@ class ParticleMetropolis(MCMCKernel):
         _check_others(found, trace)
         others = {name: biject_to(trace[name]["fn"].support).inv(trace[name]["value"]) for name in found.others}
         others |= {name: jnp.asarray(value) for name, value in (init_params or {}).items() if name in others}
-        x, log_density = self._estimate(key_filter, others, model_args, kwargs)
+        estimate = jax.jit(lambda key, others: self._estimate(key, others, model_args, kwargs))
+        x, log_density = estimate(key_filter, others)
         if not isinstance(log_density, jax.core.Tracer) and not jnp.isfinite(log_density):
             raise ValueError(
                 f"the first values of {', '.join(found.others)} have density zero, or NaN, with every one of {self.num_particles} "
