@@ -2,7 +2,7 @@
 
 Run with `python benchmarks/digit_gibbs.py MODEL`, the folder of a model that `nedm run digits` saved. The model is respaced to 100
 steps; the upper half of a holdout digit is observed with noise of standard deviation 0.3 (of the pooled standard deviation), the
-lower half is hidden, and the scale of the noise is unknown. Two chains of 200 sweeps, 50 of them warm-up.
+lower half is hidden, and the scale of the noise is unknown. Two chains of 200 sweeps, 100 of them warm-up.
 
 Reported are seconds after compilation, wall and processor, and effective sample sizes and r-hat over both chains of the noise scale
 and of what is inferred of the hidden half.
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="folder of a saved digits model")
     parser.add_argument("--num-steps", type=int, default=100, help="T after respacing")
     parser.add_argument("--num-particles", type=int, default=16)
-    parser.add_argument("--num-sweeps", type=int, default=200, help="per chain, a quarter of them warm-up")
+    parser.add_argument("--num-sweeps", type=int, default=200, help="per chain, half of them warm-up")
     parser.add_argument("--digit", type=int, default=0, help="which holdout digit")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/digit_gibbs.json"))
@@ -60,7 +60,7 @@ def main() -> None:
 
     sweep = jax.jit(lambda state: kernel.sample(state, (y,), {}))
     chains, moved, wall, cpu, compiled = [], [], 0.0, 0.0, None
-    warmup = options.num_sweeps // 4
+    warmup = options.num_sweeps // 2
     for key in jax.random.split(key_run, 2):
         # What MCMC does with the kernel, one chain after the other, compiled before the clock starts.
         state = kernel.init(key, warmup, None, (y,), {})
