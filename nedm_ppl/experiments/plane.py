@@ -71,7 +71,7 @@ def plane(density: str) -> Experiment:
         num_steps=40,
         first_step="learned",
         first_steps=("fixed", "learned"),
-        train_steps=3_000,
+        train_steps=10_000,
         training=training,
         likelihood_particles=16,
         likelihood_size=NUM_HOLDOUT,
