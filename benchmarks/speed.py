@@ -133,17 +133,19 @@ def hand_written_sampler(diffusion: models.Diffusion, num_samples: int) -> Calla
     return lambda: jax.block_until_ready(sample(diffusion.reverse.network, jax.random.key(2)))
 
 
-def compare(first: Callable[[], None], second: Callable[[], None], label: str) -> tuple[float, float, float, float]:
+def compare(
+    first: Callable[[], None], second: Callable[[], None], label: str, rounds: int = ROUNDS
+) -> tuple[float, float, float, float]:
     """Median seconds of both, median and standard error of their ratio over rounds, timed alternately."""
-    times = np.empty((ROUNDS, 2))
+    times = np.empty((rounds, 2))
     first(), second()
-    for i in tqdm(range(ROUNDS), desc=label, leave=False):
+    for i in tqdm(range(rounds), desc=label, leave=False):
         for j in (0, 1) if i % 2 else (1, 0):
             start = time.perf_counter()
             (first, second)[j]()
             times[i, j] = time.perf_counter() - start
     ratios = times[:, 0] / times[:, 1]
-    spread = 1.2533 * ratios.std(ddof=1) / math.sqrt(ROUNDS)
+    spread = 1.2533 * ratios.std(ddof=1) / math.sqrt(rounds)
     return float(np.median(times[:, 0])), float(np.median(times[:, 1])), float(np.median(ratios)), float(spread)
 
 
