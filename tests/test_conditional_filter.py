@@ -76,7 +76,8 @@ def test_exact_draws_stay_exact_draws(bits, num_particles, along, num):
     held_later, held_after = time <= np.asarray(start)[:, None], time >= np.asarray(start)[:, None]
     moved_later, moved_after = (np.asarray(x != y).any(axis=2) for x, y in ((later, paths), (after, later)))
     assert not (moved_later & held_later).any() and not (moved_after & held_after).any()
-    assert np.all(moved_later.mean(axis=0)[1:] > 0.02) and np.all(moved_after.mean(axis=0) > 0.05)
+    # Neither move is the identity, which would pass everything above; two particles move least.
+    assert np.all(moved_later.mean(axis=0)[1:] > 0.02) and np.all(moved_after.mean(axis=0) > 0.02)
 
 
 def keeping_r(key, log_weights, look, kept):
