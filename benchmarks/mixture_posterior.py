@@ -20,14 +20,9 @@ exact draws by the maximum over slices of the Wasserstein-2 distance.
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
-
-# On two cores jaxlib 0.10.2 can wait for ever where several batches of small factorisations run at once; one after the other
-# they do not. Set before JAX starts.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 import equinox as eqx
 import jax

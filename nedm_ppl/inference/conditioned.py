@@ -19,6 +19,8 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
+from nedm_ppl.inference.small_matrices import cholesky, solve, whiten
+
 __all__ = ["LinearGaussian", "PointNormal", "normal_log_prob"]
 
 
@@ -95,7 +97,7 @@ class LinearGaussian(Distribution):
         key_prior, key_noise = jax.random.split(key)
         x = self.prior.sample(key_prior, sample_shape)
         noise = jax.random.normal(key_noise, (*x.shape[: x.ndim - self.event_dim], self.value.shape[-1]), x.dtype)
-        simulated = jnp.sqrt(self.power) * self._image(x) + _apply(jnp.linalg.cholesky(self.covariance), noise)
+        simulated = jnp.sqrt(self.power) * self._image(x) + _apply(cholesky(self.covariance), noise)
         return x + self._gain(jnp.sqrt(self.power) * self.value - simulated)
 
     @validate_sample
@@ -118,8 +120,7 @@ class LinearGaussian(Distribution):
     def variance(self) -> Any:
         """Marginal variances, shape (*batch, *event)."""
         weighted = jnp.sqrt(self.power) * self._weighted  # A V
-        solved = jnp.linalg.solve(self._spread, _flat(weighted, self.event_dim))
-        removed = jnp.sum(_flat(weighted, self.event_dim) * solved, axis=-2)
+        removed = jnp.sum(jnp.square(whiten(cholesky(self._spread), _flat(weighted, self.event_dim))), axis=-2)
         return self.prior.variance - jnp.reshape(removed, jnp.shape(self.prior.variance))
 
     @property
@@ -140,17 +141,16 @@ class LinearGaussian(Distribution):
 
     def _gain(self, residual: Array) -> Array:
         r"""$\sqrt\lambda V A^\top S^{-1}$ of a residual of shape (*batch, dim)."""
-        solved = jnp.linalg.solve(self._spread, residual[..., None])[..., 0]
+        solved = solve(cholesky(self._spread), residual[..., None])[..., 0]
         moved = jnp.sqrt(self.power) * _apply(jnp.swapaxes(_flat(self._weighted, self.event_dim), -1, -2), solved)
         return moved.reshape(*moved.shape[:-1], *self.event_shape)
 
 
 def normal_log_prob(residual: Array, covariance: Array) -> Array:
     """Log density of a centred Gaussian vector, nats, shape (*batch,); `residual` (*batch, dim)."""
-    cholesky = jnp.linalg.cholesky(covariance)
-    cholesky = jnp.broadcast_to(cholesky, (*residual.shape, residual.shape[-1]))
-    whitened = jax.scipy.linalg.solve_triangular(cholesky, residual[..., None], lower=True)[..., 0]
-    log_det = jnp.sum(jnp.log(jnp.diagonal(cholesky, axis1=-2, axis2=-1)), axis=-1)
+    factor = cholesky(covariance)
+    whitened = whiten(factor, residual[..., None])[..., 0]
+    log_det = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
     return -0.5 * jnp.sum(jnp.square(whitened) + jnp.log(2.0 * jnp.pi), axis=-1) - log_det
 
 

@@ -40,6 +40,7 @@ from nedm_ppl.inference.multiplier import (
     over_batch,
     perturb,
 )
+from nedm_ppl.inference.small_matrices import positive_part
 from nedm_ppl.models.chain import MarkovChain
 from nedm_ppl.models.diffusion import Diffusion
 
@@ -223,7 +224,7 @@ class Lookahead(MultipliedDiffusion):
         explained = _outer(c * cross, matrix, process.event_dim)
         value = residual + _image(matrix, step.mean, process.event_dim)
         return Look(
-            log_r, law, LinearGaussian(step, matrix, value, linear.covariance + _positive_part(image - explained))
+            log_r, law, LinearGaussian(step, matrix, value, linear.covariance + positive_part(image - explained))
         )
 
     def initial(self) -> Distribution:
@@ -253,7 +254,7 @@ class Lookahead(MultipliedDiffusion):
                 return jnp.tensordot(linear.matrix, self.diffusion.data_law(t, x).mean, event_dim)
 
             cross = ratio * over_batch(jax.jacrev(image_of_mean), x, event_dim)
-        return residual, _positive_part(_outer(cross, linear.matrix, event_dim)), cross
+        return residual, positive_part(_outer(cross, linear.matrix, event_dim)), cross
 
     def _average(self, t: ArrayLike, x: Array, rest: Product) -> Array:
         """log of the mean of r over draws from the prediction, the factors with a closed form multiplied in."""
@@ -345,12 +346,3 @@ def _outer(first: Array, second: Array, event_dim: int) -> Array:
     """Products of rows over the event axes: (*batch, m, *event) and (*batch, n, *event) -> (*batch, m, n)."""
     flat = [part.reshape(*part.shape[: part.ndim - event_dim], -1) for part in (first, second)]
     return flat[0] @ jnp.swapaxes(flat[1], -1, -2)
-
-
-def _positive_part(matrix: Array) -> Array:
-    """The nearest symmetric matrix without negative eigenvalues."""
-    symmetric = 0.5 * (matrix + jnp.swapaxes(matrix, -1, -2))
-    if matrix.shape[-1] == 1:
-        return jnp.maximum(symmetric, 0.0)
-    values, vectors = jnp.linalg.eigh(symmetric)
-    return (vectors * jnp.maximum(values, 0.0)[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)

@@ -1,0 +1,48 @@
+"""Factors of small matrices against LAPACK, and what is done with matrices that are not positive definite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nedm_ppl.inference.small_matrices import LARGEST, cholesky, positive_part, solve, whiten
+
+
+def definite(size: int, batch: tuple[int, ...] = (3, 2)) -> np.ndarray:
+    rng = np.random.default_rng(size)
+    root = rng.normal(size=(*batch, size, size)).astype(np.float32)
+    scale = 10.0 ** rng.uniform(-3, 3, size=size).astype(np.float32)
+    return scale[:, None] * (root @ np.swapaxes(root, -1, -2) + size * np.eye(size, dtype=np.float32)) * scale
+
+
+@pytest.mark.parametrize("size", [1, 2, 6, LARGEST + 1])
+def test_against_lapack(size):
+    matrix, vectors = definite(size), np.random.default_rng(1).normal(size=(3, 2, size, 2)).astype(np.float32)
+    factor = cholesky(jnp.asarray(matrix))
+    np.testing.assert_allclose(factor, np.linalg.cholesky(matrix), rtol=1e-3, atol=1e-6)
+    exact = np.linalg.solve(matrix.astype(np.float64), vectors)
+    unit = np.sqrt(np.diagonal(matrix, axis1=-2, axis2=-1))[..., None]
+    np.testing.assert_allclose(whiten(factor, factor), np.broadcast_to(np.eye(size), factor.shape), atol=1e-4)
+    solved = unit * solve(factor, jnp.asarray(vectors))
+    np.testing.assert_allclose(solved, unit * exact, rtol=1e-3, atol=1e-3 * np.abs(unit * exact).max())
+
+
+@pytest.mark.parametrize("size", [4, LARGEST + 1])
+def test_positive_part_leaves_a_semidefinite_matrix_alone(size):
+    low_rank = np.random.default_rng(0).normal(size=(5, size, 2)).astype(np.float32)
+    matrix = low_rank @ np.swapaxes(low_rank, -1, -2)
+    np.testing.assert_allclose(positive_part(jnp.asarray(matrix)), matrix, atol=1e-4)
+    np.testing.assert_array_equal(positive_part(jnp.zeros((2, 3, 3))), np.zeros((2, 3, 3)))
+
+
+def test_positive_part_of_an_indefinite_matrix_is_semidefinite():
+    matrix = np.random.default_rng(0).normal(size=(50, 4, 4)).astype(np.float32)
+    part = np.asarray(positive_part(jnp.asarray(matrix)), np.float64)
+    assert np.all(np.linalg.eigvalsh(0.5 * (matrix + np.swapaxes(matrix, -1, -2)))[:, 0] < 0.0)
+    assert np.all(np.linalg.eigvalsh(part)[:, 0] >= -1e-5 * np.abs(part).max(axis=(-1, -2)))
+    np.testing.assert_array_equal(positive_part(jnp.array([[-2.0]])), [[0.0]])
+
+
+def test_gradient_is_finite_where_a_pivot_is_lost():
+    gradient = jax.grad(lambda matrix: jnp.sum(positive_part(matrix)))(jnp.ones((2, 2)))
+    assert np.all(np.isfinite(gradient))
