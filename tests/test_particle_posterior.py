@@ -193,19 +193,41 @@ def test_the_evidence_is_unbiased_over_100_runs_of_few_particles(enumerated, alo
     assert_mean(np.exp(np.asarray(run(jax.random.split(jax.random.key(6), 100)), np.float64)) / z, 1.0)
 
 
-def test_known_bits_by_lookahead(enumerated):
+@pytest.mark.parametrize(("along", "repeats"), [("lookahead", 8), ("forward", 200)])
+def test_known_bits(enumerated, along, repeats):
     diffusion, _, _ = enumerated
     known = jnp.array([1.0, 0.0, jnp.nan, jnp.nan, 1.0, jnp.nan, jnp.nan, jnp.nan])
     agree = np.all(np.isnan(known) | (states(BIT_DIM) == np.asarray(known)), axis=1)
     joint = np.where(agree, np.exp(bits_log_prob(diffusion)), 0.0)
-    posterior = ParticlePosterior(diffusion, inference.Known(known), num_particles=500, num_repeats=8)
+    r = inference.Known(known)
+    posterior = ParticlePosterior(diffusion, r, num_particles=4000 // repeats, num_repeats=repeats, along=along)
     posterior.run(jax.random.key(1))
     relative = np.exp(np.asarray(posterior.particles.log_evidence, np.float64)) / joint.sum()
     assert_mean(relative, 1.0)
     truth = (joint / joint.sum()) @ states(BIT_DIM)
     assert np.all(np.abs(posterior.mean.mean - truth) <= 4.0 * posterior.mean.se + 1e-6)
     with pytest.raises(ValueError, match="would be held at their values at every t"):
-        ParticlePosterior(diffusion, inference.Known(known), along="constant").run(jax.random.key(0))
+        ParticlePosterior(diffusion, r, along="constant").run(jax.random.key(0))
+
+
+def test_a_known_coordinate_of_a_linear_gaussian_by_forward():
+    weight, bias, var = CASE[0]
+    mean, cov = linear_data_law(weight, bias, [np.diag(v) for v in var])
+    known = jnp.full(DIM, jnp.nan).at[0].set(0.7)
+    posterior = ParticlePosterior(MODEL, inference.Known(known), num_particles=16, num_repeats=400, along="forward")
+    posterior.run(jax.random.key(3))
+    log_z = dist.Normal(mean[0], np.sqrt(cov[0, 0])).log_prob(0.7)
+    assert_mean(np.exp(np.asarray(posterior.particles.log_evidence, np.float64) - float(log_z)), 1.0)
+    truth = mean + cov[:, 0] * (0.7 - mean[0]) / cov[0, 0]
+    assert np.all(np.abs(posterior.mean.mean - truth) <= 4.0 * posterior.mean.se + 1e-6)
+
+
+def test_particles_of_one_filter_share_what_is_known():
+    target = multiply(MODEL, inference.Known(jnp.full(DIM, jnp.nan).at[0].set(0.7)), along="forward")
+    path = target.reverse_chain().sample(jax.random.key(0), (5,))
+    np.testing.assert_allclose(path[..., 0], np.broadcast_to(path[:1, :, 0], path.shape[:2]), rtol=1e-5, atol=1e-6)
+    assert np.all(np.std(path[..., 1], axis=0) > 0.0)
+    np.testing.assert_allclose(target.sample(jax.random.key(1), (5,))[:, 0], 0.7, rtol=1e-6)
 
 
 # --- identities ---------------------------------------------------------------------------------------------------------
@@ -374,6 +396,7 @@ def several(y):
         (lambda: ParticlePosterior(MODEL, OBSERVED, num_particles=0), (), "at least 1"),
         (lambda: ParticlePosterior(MODEL, OBSERVED, threshold=1.5), (), "threshold must lie in"),
         (lambda: ParticlePosterior(MODEL, OBSERVED, along="sideways"), (), "along must be constant"),
+        (lambda: ParticlePosterior(MODEL, OBSERVED, along="forward"), (), "is for known coordinates alone"),
         (lambda: ParticlePosterior(MODEL, OBSERVED, along="power", num_draws=3), (), "belong to along"),
         (lambda: ParticlePosterior(two_sites), (), "must have one diffusion site; got a, b"),
         (lambda: ParticlePosterior(other_latent), (jnp.zeros(DIM),), "got noise"),

@@ -14,6 +14,8 @@ How r continues along the chain is a choice:
 - `power`, $r_t = r^{(T-t)/T}$: the paper's other choice, which leaves $x_T \sim \pi$ untouched;
 - `lookahead`, $r_t(x_t) = \mathrm{E}_{\hat p(x_0 | x_t)}\, r(x_0)$ with the model's own prediction of $x_0$: the nearest of the
   three to the exact $\mathrm{E}[r(x_0) | x_t]$, under which all weights would be equal;
+- `forward`, for known coordinates alone, $r_t = 1$: they walk the forward chain backwards from their values, on one trajectory
+  for all particles, and the others walk the model's chain;
 - a function $(t, x_t) \mapsto \log r_t(x_t)$ of one's own.
 """
 
@@ -30,7 +32,9 @@ from jax.typing import ArrayLike
 from numpyro.distributions import BernoulliLogits, Delta, Distribution, Normal
 
 from nedm_ppl.inference.conditioned import LinearGaussian, normal_log_prob
+from nedm_ppl.inference.forward import Spliced
 from nedm_ppl.inference.multiplier import (
+    Known,
     LinearObservation,
     Multiplier,
     Product,
@@ -44,7 +48,7 @@ from nedm_ppl.inference.small_matrices import positive_part
 from nedm_ppl.models.chain import MarkovChain
 from nedm_ppl.models.diffusion import Diffusion
 
-__all__ = ["Constant", "Lookahead", "MultipliedDiffusion", "Power", "Supplied", "multiply"]
+__all__ = ["Constant", "Forward", "Lookahead", "MultipliedDiffusion", "Power", "Supplied", "multiply"]
 
 
 class Look(NamedTuple):
@@ -275,6 +279,47 @@ class Lookahead(MultipliedDiffusion):
 FLOOR = -1e3
 
 
+class Forward(MultipliedDiffusion):
+    r"""Known coordinates by the forward chain, $q(x_{t-1} | x_t, x_0)$, and the others by the model's; $r_t = 1$.
+
+    All particles, and all samples of one call, share the trajectory of the known coordinates (`forward.Spliced`), which is drawn
+    anew by every filter. Their weights say how well each suits it. Z is unbiased over trajectories too, and filters are pooled by
+    their evidences as ever; each alone has the posterior given its trajectory, so take many filters.
+    """
+
+    diffusion: Diffusion
+    r: Product
+
+    def __check_init__(self):
+        if len(self.r.factors) != 1 or not isinstance(self.r.factors[0], Known):
+            raise ValueError(
+                "along='forward' is for known coordinates alone, one Known; use along='lookahead' for this r."
+            )
+
+    def look(self, t: ArrayLike, x: Array) -> Look:
+        law = self.diffusion.kernel(t, x)
+        known = self.diffusion.process.posterior(t, x, self._values)
+        return Look(self.log_r(t, x), law, Spliced(law, known, self._known.mask))
+
+    def log_r(self, t: ArrayLike, x: Array) -> Array:
+        return jnp.zeros(x.shape[: x.ndim - len(self.event_shape)])
+
+    def initial(self) -> Distribution:
+        process = self.diffusion.process
+        return Spliced(process.stationary(), process.marginal(self.num_steps, self._values), self._known.mask)
+
+    @property
+    def _known(self) -> Known:
+        (factor,) = self.r.factors
+        assert isinstance(factor, Known)
+        return factor
+
+    @property
+    def _values(self) -> Array:
+        """The known values, and 0 at the others, where nothing looks."""
+        return jnp.where(self._known.mask, self._known.values, 0.0)
+
+
 class Supplied(MultipliedDiffusion):
     r"""$r_t$ as the user gives it, for t in 1..T; at 0 it is r."""
 
@@ -305,7 +350,8 @@ def multiply(
         diffusion: The model p.
         r: A multiplier, or a function log r(x) of one datum.
         along: How r continues along the chain: `constant` (the paper's experiments), `power` (the paper's other choice),
-            `lookahead`, or a function $(t, x_t) \mapsto \log r_t(x_t)$ of one datum, for t in 1..T.
+            `lookahead`, `forward` (known coordinates alone), or a function $(t, x_t) \mapsto \log r_t(x_t)$ of one datum, for
+            t in 1..T.
         covariance: With `lookahead` and linear observations, `diagonal` or `jacobian`; see `Lookahead`.
         num_draws: With `lookahead` and an r without a closed form, how many draws average it.
 
@@ -324,7 +370,11 @@ def multiply(
         return Power(diffusion, product)
     if along == "lookahead":
         return Lookahead(diffusion, product, covariance, num_draws)
-    raise ValueError(f"along must be constant, power, lookahead or a function (t, x) -> log r_t(x); got {along!r}.")
+    if along == "forward":
+        return Forward(diffusion, product)
+    raise ValueError(
+        f"along must be constant, power, lookahead, forward or a function (t, x) -> log r_t(x); got {along!r}."
+    )
 
 
 def _carried(step: Distribution, before: Distribution, after: Distribution) -> Distribution:
