@@ -68,6 +68,7 @@ def wiener(y: np.ndarray, scale: float) -> np.ndarray:
 def measure(diffusion: Diffusion, x0: np.ndarray, degradation: Any, args: argparse.Namespace) -> dict[str, Any]:
     start, cpu = time.perf_counter(), os.times()
     key, options = jax.random.key(args.seed), {"num_particles": args.particles, "num_steps": args.num_steps}
+    options["num_repeats"] = args.repeats
     result = restore.restore(key, diffusion, x0, degradation, **options, progress=args.progress)
     posterior, where = result.posterior, result.degraded
     truth = x0[:, where]
@@ -82,7 +83,7 @@ def measure(diffusion: Diffusion, x0: np.ndarray, degradation: Any, args: argpar
     else:
         row |= regressions(where, x0)
     inside, open_ = np.abs(result.pit - 0.5) < 0.45, posterior.sd[:, where] > 0.0
-    ess = posterior.particles.ess[:, 0]
+    ess, shares = posterior.particles.ess.reshape(-1, args.num_steps + 1), np.exp(posterior.log_weights).sum(axis=-1)
     return {
         "rmse": row,
         "coverage": coverage(inside, np.ones_like(open_)),
@@ -90,7 +91,8 @@ def measure(diffusion: Diffusion, x0: np.ndarray, degradation: Any, args: argpar
         "share_open": float(open_.mean()),
         "pit": np.histogram(result.pit, np.linspace(0.0, 1.0, 11))[0].tolist(),
         "ess": [float(np.median(ess.min(axis=-1))), float(np.median(ess[:, 0]))],
-        "ancestors": float(np.median(posterior.particles.num_ancestors[:, 0, 0])),
+        "repeats": float(np.median(1.0 / np.square(shares).sum(axis=-1))),
+        "ancestors": float(np.median(posterior.particles.num_ancestors[..., 0])),
         "seconds": time.perf_counter() - start,
         "cpu_seconds": sum(os.times()[:2]) - sum(cpu[:2]),
     }
@@ -105,6 +107,7 @@ def report(title: str, row: dict[str, Any]) -> Table:
         table.add_row(f"inside the central 90 %, {name}", "{:.1%} ± {:.1%}".format(*row[key]))
     table.add_row("deciles of the transform", " ".join(map(str, row["pit"])))
     table.add_row("median effective sample size, least and last", "{:.1f}, {:.1f}".format(*row["ess"]))
+    table.add_row("median effective number of filters", f"{row['repeats']:.1f}")
     table.add_row("median number of ancestors", f"{row['ancestors']:.0f}")
     table.add_row("seconds, of all cores", f"{row['seconds']:.0f}, {row['cpu_seconds']:.0f}")
     return table
@@ -115,6 +118,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="output folder of `nedm run digits`")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--particles", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=16, help="filters per image, pooled by their evidences")
     parser.add_argument("--num-steps", type=int, default=100, help="of the respaced chain")
     parser.add_argument("--tasks", nargs="+", choices=["inpaint", "denoise"], default=["inpaint", "denoise"])
     parser.add_argument("--seed", type=int, default=0)
@@ -128,7 +132,7 @@ def main() -> None:
     for task in args.tasks:
         rows[task] = measure(diffusion, x0, kinds[task], args)
         args.output.write_text(json.dumps(rows))
-        title = f"{task}, T = {args.num_steps}, {args.particles} particles, {args.images} images, seed {args.seed}"
+        title = f"{task}, T = {args.num_steps}, {args.repeats} x {args.particles} particles, {args.images} images, seed {args.seed}"
         Console().print(report(title, rows[task]))
 
 

@@ -31,7 +31,8 @@ OUT = typer.Option("--out", help="Output folder; by default results/<experiment>
 MODEL = typer.Argument(help="A model folder, or the output folder of an experiment.")
 DATA = typer.Option("--data", help="Data x_0, .npy, scaled as in training; by default the experiment's holdout.")
 NUM = typer.Option("--num", help="Only the first NUM data.")
-PARTICLES = typer.Option("--particles", help="Particles per datum.")
+PARTICLES = typer.Option("--particles", help="Particles of a filter.")
+REPEATS = typer.Option("--repeats", help="Filters per datum, pooled.")
 NUM_STEPS = typer.Option("--num-steps", help="Respace the chain to so many steps; by default all.")
 
 
@@ -172,6 +173,7 @@ def inpaint(
     data: Annotated[Path | None, DATA] = None,
     num: Annotated[int, NUM] = 10,
     particles: Annotated[int, PARTICLES] = 32,
+    repeats: Annotated[int, REPEATS] = 8,
     num_steps: Annotated[int | None, NUM_STEPS] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Output folder; must not exist.")] = Path("inpainted"),
@@ -186,7 +188,7 @@ def inpaint(
             raise ValueError(f"--mask must be one of {', '.join(HIDDEN)}, or a .npy file; got {mask!r}.")
         return Hidden(_read_array(Path(mask), "--mask").astype(bool))
 
-    _restore(model, data, num, hide, {"task": "inpaint", "mask": mask}, particles, num_steps, seed, out)
+    _restore(model, data, num, hide, {"task": "inpaint", "mask": mask}, (particles, repeats), num_steps, seed, out)
 
 
 @app.command()
@@ -198,6 +200,7 @@ def denoise(
     data: Annotated[Path | None, DATA] = None,
     num: Annotated[int, NUM] = 10,
     particles: Annotated[int, PARTICLES] = 32,
+    repeats: Annotated[int, REPEATS] = 8,
     num_steps: Annotated[int | None, NUM_STEPS] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Output folder; must not exist.")] = Path("denoised"),
@@ -211,7 +214,7 @@ def denoise(
         about["scale"] = float(x0.std()) if scale is None else scale
         return Noise(about["scale"])
 
-    _restore(model, data, num, add_noise, about, particles, num_steps, seed, out)
+    _restore(model, data, num, add_noise, about, (particles, repeats), num_steps, seed, out)
 
 
 @app.command()
@@ -257,7 +260,7 @@ def _restore(
     num: int,
     degrade: "Callable[[np.ndarray], Degradation]",
     about: dict,
-    particles: int,
+    size: tuple[int, int],
     num_steps: int | None,
     seed: int,
     out: Path,
@@ -285,7 +288,8 @@ def _restore(
             diffusion,
             x0[:num],
             degradation,
-            num_particles=particles,
+            num_particles=size[0],
+            num_repeats=size[1],
             num_steps=num_steps,
             progress=sys.stderr.isatty() or sys.stdout.isatty(),
         )
@@ -355,7 +359,8 @@ def _restoration_table(metrics: dict) -> Table:
     table.add_row("truths inside their central 90 %", f"{metrics['coverage_90']:.1%}")
     table.add_row("log evidence, mean, nats", f"{metrics['log_evidence_nats']:.3f}")
     table.add_section()
-    table.add_row("steps, particles per datum", f"{metrics['num_steps']}, {metrics['num_particles']}")
+    sizes = f"{metrics['num_steps']}, {metrics['num_repeats']} x {metrics['num_particles']}"
+    table.add_row("steps, filters x particles per datum", sizes)
     table.add_row("effective sample size, least on the way", f"{metrics['ess_min']:.1f}")
     table.add_row("ancestors at t = T, least", f"{metrics['num_ancestors_min']}")
     return table

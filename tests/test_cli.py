@@ -252,16 +252,17 @@ def test_inpainting_and_denoising_leave_a_picture_draws_and_numbers(run_folder, 
         ("inpaint", "digits", ["--num-steps", 3], (8, 8)),
     ):
         out = tmp_path / f"{task} {name}"
-        code, _ = nedm(task, run_folder / name, "--num", 2, "--particles", 8, "--out", out, *options)
+        code, _ = nedm(task, run_folder / name, "--num", 2, "--particles", 8, "--repeats", 2, "--out", out, *options)
         shown = capsys.readouterr().out
         metrics = json.loads((out / "metrics.json").read_text())
         assert code == 0 and f"{metrics['rmse']:.4f}" in shown and "90 %" in shown
-        assert metrics["task"] == task and metrics["num_data"] == 2 and metrics["num_particles"] == 8
+        assert metrics["task"] == task and metrics["num_data"] == 2
+        assert metrics["num_particles"] == 8 and metrics["num_repeats"] == 2
         assert (out / "restored.png").read_bytes()[:4] == b"\x89PNG"
         with xr.open_dataset(out / "posterior.nc", group="posterior", engine="h5netcdf") as draws:
-            assert draws["x"].shape == (1, 8, 2, *shape)
+            assert draws["x"].shape == (1, 16, 2, *shape)
     holdout = EXPERIMENTS["digits"].data(0).holdout[:2]
-    np.testing.assert_array_equal(draws["x"].values[0, :, :, :4], np.broadcast_to(holdout[:, :4], (8, 2, 4, 8)))
+    np.testing.assert_array_equal(draws["x"].values[0, :, :, :4], np.broadcast_to(holdout[:, :4], (16, 2, 4, 8)))
     code, said = nedm("denoise", run_folder / "heartbeat", "--out", out, capsys=capsys)
     assert code == 2 and "exists; name another folder." in said
 
@@ -278,6 +279,7 @@ def test_inpainting_and_denoising_leave_a_picture_draws_and_numbers(run_folder, 
         (["denoise", "--scale", "-1"], "scale must be positive, a standard deviation; got -1."),
         (["denoise", "--num-steps", "7"], "num_steps must lie in 2..6"),
         (["denoise", "--particles", "0"], "must be at least 1; got 0"),
+        (["inpaint", "--repeats", "0"], "must be at least 1; got 32 and 0"),
     ],
 )
 def test_restoring_refuses_in_one_sentence(run_folder, tmp_path, capsys, arguments, message):

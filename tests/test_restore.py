@@ -30,7 +30,7 @@ NORMAL = models.Diffusion(
 @pytest.fixture(scope="module")
 def hidden_bits():
     x0 = np.random.default_rng(1).binomial(1, RATE, size=(120, 2, 3)).astype(np.float32)
-    return restore(KEY, BITS, x0, Hidden(hidden("lower", (2, 3))), num_particles=64, num_steps=4)
+    return restore(KEY, BITS, x0, Hidden(hidden("lower", (2, 3))), num_particles=32, num_repeats=2, num_steps=4)
 
 
 def test_hidden_bits_keep_their_prior_and_the_others_are_known(hidden_bits):
@@ -58,7 +58,7 @@ def test_the_probability_integral_transform_is_uniform_where_the_posterior_is_ri
 
 def test_noise_on_a_normal_law_shrinks_the_data():
     x0 = np.random.default_rng(2).normal(size=(60, 4)).astype(np.float32)
-    result = restore(KEY, NORMAL, x0, Noise(0.5), num_particles=256)
+    result = restore(KEY, NORMAL, x0, Noise(0.5), num_particles=256, num_repeats=1)
     assert_mean(result.y - x0, 0.0)
     share = 1.0 / (1.0 + 0.5**2)
     assert_mean((result.posterior.mean.mean - share * result.y).ravel(), 0.0)
@@ -76,7 +76,7 @@ def test_what_is_written(tmp_path, hidden_bits):
         assert draws["x"].dims == ("chain", "draw", "observation", "x_dim_0", "x_dim_1")
         np.testing.assert_allclose(draws["x"].mean(("chain", "draw")), hidden_bits.posterior.mean.mean, atol=1 / 64)
     with xr.open_dataset(tmp_path / "made" / "out" / "posterior.nc", group="particles", engine="h5netcdf") as stats:
-        assert stats["ess"].dims == ("observation", "repeat", "time") and stats["ess"].shape == (120, 1, 5)
+        assert stats["ess"].dims == ("observation", "repeat", "time") and stats["ess"].shape == (120, 2, 5)
     with pytest.raises(OutputFolderError, match="exists; name another folder"):
         save(hidden_bits, tmp_path / "made", {})
 

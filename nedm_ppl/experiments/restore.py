@@ -39,7 +39,13 @@ NUM_ROWS, NUM_DRAWN = 12, 4  # of the picture
 
 
 class Degradation:
-    """How data are degraded, and the multiplier that says so."""
+    """How data are degraded, and the multiplier that says so.
+
+    Attributes:
+        along: How that multiplier continues along the chain, as in `inference.multiply`.
+    """
+
+    along = "lookahead"
 
     @abstractmethod
     def apply(self, rng: np.random.Generator, x0: np.ndarray) -> np.ndarray:
@@ -67,6 +73,7 @@ class Hidden(Degradation):
     """
 
     mask: np.ndarray
+    along = "forward"
 
     def apply(self, rng: np.random.Generator, x0: np.ndarray) -> np.ndarray:
         return np.where(self.mask, np.nan, x0)
@@ -168,6 +175,7 @@ def restore(
     degradation: Degradation,
     *,
     num_particles: int = 32,
+    num_repeats: int = 8,
     num_steps: int | None = None,
     progress: bool = False,
 ) -> Restoration:
@@ -178,7 +186,8 @@ def restore(
         diffusion: A trained model.
         x0: Data it has not seen, shape (N, *event).
         degradation: `Hidden` or `Noise`.
-        num_particles: Particles per datum.
+        num_particles: Particles of a filter.
+        num_repeats: Filters per datum, pooled by their evidences.
         num_steps: Respace the chain to so many steps; by default all.
         progress: Whether to show a bar.
 
@@ -192,8 +201,14 @@ def restore(
     key_data, key_filter, key_paper = jax.random.split(rng_key, 3)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key_data)))
     y = degradation.apply(rng, np.asarray(x0))
-    posterior = ParticlePosterior(diffusion, degradation.multiplier, num_particles=num_particles, num_repeats=1)
-    batch_size = max(1, PARTICLES_AT_ONCE // num_particles)
+    posterior = ParticlePosterior(
+        diffusion,
+        degradation.multiplier,
+        num_particles=num_particles,
+        num_repeats=num_repeats,
+        along=degradation.along,
+    )
+    batch_size = max(1, PARTICLES_AT_ONCE // (num_particles * num_repeats))
     posterior.run_batch(key_filter, jnp.asarray(y), batch_size=batch_size, progress=progress)
     keys = jax.random.split(key_paper, len(y))
     paper = eqx.filter_jit(jax.vmap(lambda key, y: degradation.paper(key, diffusion, y)))(keys, jnp.asarray(y))
@@ -225,6 +240,7 @@ def save(result: Restoration, out: Path, about: dict[str, Any]) -> dict[str, Any
         "num_data": len(result.x0),
         "num_steps": particles.ess.shape[-1] - 1,
         "num_particles": posterior.num_particles,
+        "num_repeats": posterior.num_repeats,
         "rmse": result.rmse,
         "rmse_paper_draw": _rmse(result.paper, result),
         "rmse_posterior_draw": _rmse(draws[:, 0], result),
