@@ -188,7 +188,7 @@ def inpaint(
             raise ValueError(f"--mask must be one of {', '.join(HIDDEN)}, or a .npy file; got {mask!r}.")
         return Hidden(_read_array(Path(mask), "--mask").astype(bool))
 
-    _restore(model, data, num, hide, {"task": "inpaint", "mask": mask}, (particles, repeats), num_steps, seed, out)
+    _restore(model, data, num, hide, {"task": "inpaint", "mask": mask}, particles, repeats, num_steps, seed, out)
 
 
 @app.command()
@@ -214,7 +214,7 @@ def denoise(
         about["scale"] = float(x0.std()) if scale is None else scale
         return Noise(about["scale"])
 
-    _restore(model, data, num, add_noise, about, (particles, repeats), num_steps, seed, out)
+    _restore(model, data, num, add_noise, about, particles, repeats, num_steps, seed, out)
 
 
 @app.command()
@@ -260,7 +260,8 @@ def _restore(
     num: int,
     degrade: "Callable[[np.ndarray], Degradation]",
     about: dict,
-    size: tuple[int, int],
+    particles: int,
+    repeats: int,
     num_steps: int | None,
     seed: int,
     out: Path,
@@ -288,8 +289,8 @@ def _restore(
             diffusion,
             x0[:num],
             degradation,
-            num_particles=size[0],
-            num_repeats=size[1],
+            num_particles=particles,
+            num_repeats=repeats,
             num_steps=num_steps,
             progress=sys.stderr.isatty() or sys.stdout.isatty(),
         )

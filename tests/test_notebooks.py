@@ -26,4 +26,5 @@ def test_notebook_is_committed_with_outputs_and_small(path):
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("NEDM_SMALL", "1")  # read in the first cell
     resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(nbformat.read(path, 4), timeout=300, kernel_name="python3", resources=resources).execute()
+    ran = NotebookClient(nbformat.read(path, 4), timeout=300, kernel_name="python3", resources=resources).execute()
+    assert not any(output.output_type == "error" for cell in ran.cells for output in cell.get("outputs", ()))

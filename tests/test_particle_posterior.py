@@ -199,22 +199,19 @@ def test_known_bits(enumerated, along, repeats):
     known = jnp.array([1.0, 0.0, jnp.nan, jnp.nan, 1.0, jnp.nan, jnp.nan, jnp.nan])
     agree = np.all(np.isnan(known) | (states(BIT_DIM) == np.asarray(known)), axis=1)
     joint = np.where(agree, np.exp(bits_log_prob(diffusion)), 0.0)
-    r = inference.Known(known)
-    posterior = ParticlePosterior(diffusion, r, num_particles=4000 // repeats, num_repeats=repeats, along=along)
+    size = {"num_particles": 4000 // repeats, "num_repeats": repeats}
+    posterior = ParticlePosterior(diffusion, inference.Known(known), **size, along=along)
     posterior.run(jax.random.key(1))
     relative = np.exp(np.asarray(posterior.particles.log_evidence, np.float64)) / joint.sum()
     assert_mean(relative, 1.0)
     truth = (joint / joint.sum()) @ states(BIT_DIM)
     assert np.all(np.abs(posterior.mean.mean - truth) <= 4.0 * posterior.mean.se + 1e-6)
-    with pytest.raises(ValueError, match="would be held at their values at every t"):
-        ParticlePosterior(diffusion, r, along="constant").run(jax.random.key(0))
 
 
 def test_a_known_coordinate_of_a_linear_gaussian_by_forward():
     weight, bias, var = CASE[0]
     mean, cov = linear_data_law(weight, bias, [np.diag(v) for v in var])
-    known = jnp.full(DIM, jnp.nan).at[0].set(0.7)
-    posterior = ParticlePosterior(MODEL, inference.Known(known), num_particles=16, num_repeats=400, along="forward")
+    posterior = ParticlePosterior(MODEL, ONE_KNOWN, num_particles=16, num_repeats=400, along="forward")
     posterior.run(jax.random.key(3))
     log_z = dist.Normal(mean[0], np.sqrt(cov[0, 0])).log_prob(0.7)
     assert_mean(np.exp(np.asarray(posterior.particles.log_evidence, np.float64) - float(log_z)), 1.0)
@@ -223,7 +220,7 @@ def test_a_known_coordinate_of_a_linear_gaussian_by_forward():
 
 
 def test_particles_of_one_filter_share_what_is_known():
-    target = multiply(MODEL, inference.Known(jnp.full(DIM, jnp.nan).at[0].set(0.7)), along="forward")
+    target = multiply(MODEL, ONE_KNOWN, along="forward")
     path = target.reverse_chain().sample(jax.random.key(0), (5,))
     np.testing.assert_allclose(path[..., 0], np.broadcast_to(path[:1, :, 0], path.shape[:2]), rtol=1e-5, atol=1e-6)
     assert np.all(np.std(path[..., 1], axis=0) > 0.0)
@@ -236,6 +233,8 @@ CASE = instance(0)
 MODEL = linear_diffusion(CASE[0])
 Y, MATRIX, NOISE = (jnp.asarray(part, float) for part in CASE[1])
 OBSERVED = inference.LinearObservation(Y, MATRIX, covariance=NOISE)
+ONE_KNOWN = inference.Known(jnp.full(DIM, jnp.nan).at[0].set(0.7))
+DENSE = models.Diffusion(PROCESS, lambda t, x: dist.MultivariateNormal(x, jnp.eye(DIM)), first_step="learned")
 
 
 def test_without_r_it_is_the_prior_exactly():
@@ -396,6 +395,8 @@ def several(y):
         (lambda: ParticlePosterior(MODEL, OBSERVED, num_particles=0), (), "at least 1"),
         (lambda: ParticlePosterior(MODEL, OBSERVED, threshold=1.5), (), "threshold must lie in"),
         (lambda: ParticlePosterior(MODEL, OBSERVED, along="sideways"), (), "along must be constant"),
+        (lambda: ParticlePosterior(MODEL, ONE_KNOWN, along="constant"), (), "would be held at their values at every t"),
+        (lambda: ParticlePosterior(DENSE, ONE_KNOWN, along="forward"), (), "gives a MultivariateNormal"),
         (lambda: ParticlePosterior(MODEL, OBSERVED, along="forward"), (), "is for known coordinates alone"),
         (lambda: ParticlePosterior(MODEL, OBSERVED, along="power", num_draws=3), (), "belong to along"),
         (lambda: ParticlePosterior(two_sites), (), "must have one diffusion site; got a, b"),

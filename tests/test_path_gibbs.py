@@ -369,7 +369,10 @@ def enumerated(y):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PathGibbs(small, along="forward"), "share one trajectory"),
+        (
+            lambda: Gibbs([(PathGibbs(small, along="forward"), ["x"]), (NUTS(small), None)]),
+            "for known coordinates alone",
+        ),
         (lambda: PathGibbs(small, num_particles=1), "num_particles must be at least 2"),
         (lambda: Gibbs([(PathGibbs(small), ["offset"]), (NUTS(small), None)]), "program draws 'offset' from a Normal"),
         (lambda: Gibbs([(PathGibbs(small), ["x", "offset"])]), "samples one site, and .* are left to it"),

@@ -46,3 +46,9 @@ def test_positive_part_of_an_indefinite_matrix_is_semidefinite():
 def test_gradient_is_finite_where_a_pivot_is_lost():
     gradient = jax.grad(lambda matrix: jnp.sum(positive_part(matrix)))(jnp.ones((2, 2)))
     assert np.all(np.isfinite(gradient))
+
+
+def test_a_pivot_lost_to_rounding_is_raised_so_that_solutions_stay_finite():
+    factor = cholesky(jnp.ones((2, 2)))
+    np.testing.assert_allclose(factor @ factor.T, np.ones((2, 2)), atol=1e-5)
+    assert np.all(np.diagonal(factor) > 0.0) and np.all(np.isfinite(solve(factor, jnp.ones((2, 1)))))

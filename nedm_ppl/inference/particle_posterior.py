@@ -62,7 +62,8 @@ class ParticlePosterior:
 
     Raises:
         ValueError: fewer than one particle or repeat, a threshold outside [0, 1], r missing or given beside a program, or known
-            coordinates along a chain that would hold them fixed at every t (they are known at 0 alone: use `lookahead`).
+            coordinates along a chain that would hold them fixed at every t (they are known at 0 alone: use `forward` or
+            `lookahead`).
     """
 
     def __init__(
@@ -373,7 +374,8 @@ def _check_support(r: Product, along: Any) -> None:
     if along in ("constant", "power") and any(isinstance(factor, Known) for factor in r.factors):
         raise ValueError(
             f"known coordinates with along={along!r} would be held at their values at every t, while the model only has them so at "
-            "t = 0: no weight repairs that. Use along='lookahead', or `multiply` for the paper's approximate inpainting."
+            "t = 0: no weight repairs that. Use along='forward' or 'lookahead', or `multiply` for the paper's approximate "
+            "inpainting."
         )
 
 

@@ -85,11 +85,6 @@ class PathGibbs(MCMCKernel):
             raise ValueError(
                 f"num_particles must be at least 2, of which one is the trajectory of before; got {num_particles}."
             )
-        if isinstance(along, str) and along == "forward":
-            raise ValueError(
-                "along='forward' lets all particles share one trajectory of what is known, beside which that of before cannot "
-                "stand; use along='lookahead'."
-            )
         self._model, self.num_particles = model, num_particles
         self._options: dict[str, Any] = {"along": along, "covariance": covariance, "num_draws": num_draws}
         self._found: Composition | None = None

@@ -32,7 +32,6 @@ from jax.typing import ArrayLike
 from numpyro.distributions import BernoulliLogits, Delta, Distribution, Normal
 
 from nedm_ppl.inference.conditioned import LinearGaussian, normal_log_prob
-from nedm_ppl.inference.forward import Spliced
 from nedm_ppl.inference.multiplier import (
     Known,
     LinearObservation,
@@ -45,6 +44,7 @@ from nedm_ppl.inference.multiplier import (
     perturb,
 )
 from nedm_ppl.inference.small_matrices import positive_part
+from nedm_ppl.inference.spliced import Spliced
 from nedm_ppl.models.chain import MarkovChain
 from nedm_ppl.models.diffusion import Diffusion
 
@@ -282,9 +282,11 @@ FLOOR = -1e3
 class Forward(MultipliedDiffusion):
     r"""Known coordinates by the forward chain, $q(x_{t-1} | x_t, x_0)$, and the others by the model's; $r_t = 1$.
 
-    All particles, and all samples of one call, share the trajectory of the known coordinates (`forward.Spliced`), which is drawn
+    All particles, and all samples of one call, share the trajectory of the known coordinates (`spliced.Spliced`), which is drawn
     anew by every filter. Their weights say how well each suits it. Z is unbiased over trajectories too, and filters are pooled by
     their evidences as ever; each alone has the posterior given its trajectory, so take many filters.
+
+    Source: Trippe et al., Diffusion Probabilistic Modeling of Protein Backbones in 3D for the Motif-Scaffolding Problem, 2022.
     """
 
     diffusion: Diffusion

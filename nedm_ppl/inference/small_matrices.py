@@ -18,7 +18,7 @@ def cholesky(matrix: Array) -> Array:
     r"""Lower triangular L with $L L^\top = A$, shape (*batch, n, n).
 
     A pivot that is not positive beyond rounding is raised to it, and the rest of its column is 0: the product is A where A is
-    positive definite, and is always positive semidefinite.
+    positive definite, and is always positive semidefinite. Of more than `LARGEST` rows LAPACK's, NaN where A is not definite.
     """
     size = matrix.shape[-1]
     if size > LARGEST:
@@ -27,10 +27,10 @@ def cholesky(matrix: Array) -> Array:
     for j in range(size):
         pivot = rest[..., j, j]
         least = jnp.maximum(8.0 * jnp.finfo(matrix.dtype).eps * matrix[..., j, j], 0.0)
-        usable = (pivot > least)[..., None]
-        root = jnp.sqrt(jnp.where(pivot > least, pivot, 1.0))[..., None]
-        column = jnp.where(usable, rest[..., :, j] / root, (rows == j) * jnp.sqrt(least)[..., None])
-        column = jnp.where(rows >= j, column, 0.0)
+        usable = pivot > least
+        below = rest[..., :, j] / jnp.sqrt(jnp.where(usable, pivot, 1.0))[..., None]
+        alone = jnp.where(rows == j, jnp.sqrt(least)[..., None], 0.0)
+        column = jnp.where(rows >= j, jnp.where(usable[..., None], below, alone), 0.0)
         rest = rest - column[..., :, None] * column[..., None, :]
         columns.append(column)
     return jnp.stack(columns, axis=-1)

@@ -1,11 +1,8 @@
-r"""Known coordinates on a trajectory of the forward chain that all particles share.
+r"""A law spliced from two: most coordinates follow one, some follow another, and those are drawn alike for a whole batch.
 
-What is known of $x_0$ may walk the forward chain backwards, $q(x_{t-1} | x_t, x_0)$, beside the other coordinates, which walk the
-model's. With noise of its own for every particle such a trajectory would be selected by how well the model likes it; with one
-for all of them the particles only compete in what is not known.
-
-Source: the replacement method with a particle filter over it, Trippe et al., Diffusion Probabilistic Modeling of Protein
-Backbones in 3D for the Motif-Scaffolding Problem, 2022.
+What is known of $x_0$ may walk the forward chain backwards, $q(x_{t-1} | x_t, x_0)$, beside coordinates that walk the model's. With
+noise of its own for every particle, trajectories of what is known would be selected by how well the model likes them; with one
+for all, the particles only compete in what is hidden.
 """
 
 from typing import Any
@@ -14,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.distributions import BernoulliLogits, Distribution, constraints
+from numpyro.distributions import BernoulliLogits, Distribution, Independent, Normal, constraints
 from numpyro.distributions.util import validate_sample
 
 __all__ = ["Spliced"]
@@ -29,12 +26,21 @@ class Spliced(Distribution):
         own: Normal or BernoulliLogits under `to_event`, batch shape (*batch,), event shape (*event,).
         shared: Another of the same kind and shapes.
         mask: Which coordinates are those of `shared`, boolean, shape (*event,).
+
+    Raises:
+        ValueError: laws of another kind.
     """
 
     arg_constraints: dict[str, Any] = {}
     pytree_data_fields = ("own", "shared", "mask")
 
     def __init__(self, own: Distribution, shared: Distribution, mask: ArrayLike, *, validate_args: bool | None = None):
+        for law in (own, shared):
+            if not isinstance(law, Independent) or not isinstance(law.base_dist, Normal | BernoulliLogits):
+                raise ValueError(
+                    "coordinates can be spliced into a Normal or BernoulliLogits under .to_event() alone; the kernel gives a "
+                    f"{type(law).__name__}."
+                )
         self.own, self.shared = own.base_dist, shared.base_dist
         # The mask carries the batch axes too, so that rows of a batch can be taken by their first axis.
         self.mask = jnp.broadcast_to(mask, (*own.batch_shape, *own.event_shape))
