@@ -8,9 +8,11 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
+from scipy import stats
 
 from nedm_ppl import inference, models
 from nedm_ppl.inference import ParticlePosterior, multiply, particle_filter
+from nedm_ppl.inference.downstream import diffusion_site, downstream
 from nedm_ppl.inference.posterior import Lookahead
 from tests.conftest import assert_mean, standard_error
 from tests.exact import bits_log_prob, linear_data_law, linear_reverse, states
@@ -354,6 +356,49 @@ def test_a_program_that_is_not_gaussian_against_a_grid():
     z, step = density.sum(), grid[1] - grid[0]
     assert_mean(np.exp(np.asarray(posterior.particles.log_evidence, np.float64)) / (z * step), 1.0)
     assert abs(posterior.mean.mean[0] - density @ grid / z) <= 4.0 * posterior.mean.se[0]
+
+
+def test_a_product_over_coordinates_is_recognised_and_exact(enumerated):
+    diffusion, _, _ = enumerated
+    order = jnp.array([6, 0, 3, 3])  # a coordinate seen twice, and four not at all
+
+    def mixed(y, z):
+        x = numpyro.sample("x", diffusion.prior())
+        which = dist.Categorical(probs=jnp.array([0.8, 0.2]))
+        parts = [dist.Normal(x[order], 0.5), dist.Cauchy(0.0, 1.0).expand((4,))]
+        numpyro.sample("y", dist.MixtureGeneral(which, parts).to_event(1), obs=y)
+        numpyro.sample("z", dist.Bernoulli(jnp.where(x > 0.5, 0.9, 0.1)).to_event(1), obs=z)
+        numpyro.sample("pair", dist.Bernoulli(0.2 + 0.6 * x[0] * x[1]), obs=1)
+
+    y, z = jnp.array([0.9, -0.3, 1.6, 0.4]), jnp.array([0, 1, 1, 0, 0, 1, 0, 1])
+    found = diffusion_site(mixed, (y, z), {})
+    assert found.by_coordinate == {"y": tuple(order.tolist()), "z": tuple(range(BIT_DIM))}
+    x = states(BIT_DIM)
+    log_y = np.log(0.8 * stats.norm(x[:, order], 0.5).pdf(y) + 0.2 * stats.cauchy.pdf(y)).sum(axis=1)
+    log_z = np.where(x == np.asarray(z), np.log(0.9), np.log(0.1)).sum(axis=1)
+    log_r = log_y + log_z + np.log(0.2 + 0.6 * x[:, 0] * x[:, 1])
+    r = downstream(mixed, found, (y, z), {})
+    np.testing.assert_allclose(jax.vmap(r.log_r)(jnp.asarray(x, float)), log_r, rtol=1e-5)
+    joint = np.exp(bits_log_prob(diffusion) + log_r)
+    posterior = ParticlePosterior(mixed, num_particles=200, num_repeats=16)
+    posterior.run(jax.random.key(2), y, z)
+    assert_mean(np.exp(np.asarray(posterior.particles.log_evidence, np.float64)) / joint.sum(), 1.0)
+    assert np.all(np.abs(posterior.mean.mean - joint @ x / joint.sum()) <= 4.0 * posterior.mean.se + 1e-6)
+
+
+def test_a_program_of_flipped_bits_is_its_multiplier(enumerated):
+    diffusion, _, _ = enumerated
+    z = jnp.array([0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0])
+
+    def flipped(z):
+        x = numpyro.sample("x", diffusion.prior())
+        numpyro.sample("z", dist.Bernoulli(jnp.where(x > 0.5, 0.9, 0.1)).to_event(1), obs=z)
+
+    traced = ParticlePosterior(flipped, num_particles=100)
+    direct = ParticlePosterior(diffusion, inference.BernoulliObservation(z, 0.1), num_particles=100)
+    traced.run(jax.random.key(0), z)
+    direct.run(jax.random.key(0))
+    np.testing.assert_allclose(traced.log_evidence.mean, direct.log_evidence.mean, rtol=1e-5)
 
 
 def test_the_report(capsys):

@@ -2,7 +2,8 @@ r"""A diffusion site among the other latents of a program: what the particle ker
 
 Given the other latents, the program's density of everything that depends on x is $r(x)$ (`downstream`). Which sites those are
 is asked of the program's own arithmetic once, at the start: a site whose density does not depend on x is never evaluated at a
-particle. So is what can be recognised as Gaussian; it only guides the particles, whose last weight is the program's own density.
+particle. So is what can be recognised as Gaussian or as a product over coordinates; it only guides the particles, whose last
+weight is the program's own density.
 
 A site in plates holds several draws, shape (*batch, *event). Where all that depends on x lies in those plates too, every draw has a
 posterior of its own given the other latents, and a filter of its own. Else they are one datum of shape (*batch, *event).
@@ -37,6 +38,7 @@ from nedm_ppl.inference.downstream import (
     observed_sites,
     prior_of,
     prior_sources,
+    product_sites,
 )
 from nedm_ppl.inference.multiplier import Multiplier, NormalObservation, Product
 from nedm_ppl.inference.posterior import MultipliedDiffusion, multiply
@@ -56,7 +58,7 @@ class Composition(NamedTuple):
         event_shape: Of one draw.
         others: The latent sites beside it.
         apart: Sites, observed and latent, whose density does not depend on x.
-        direct, linear: Sites that are Gaussian in x, as in `downstream.Site`.
+        direct, linear, by_coordinate: Sites that are Gaussian in x or a product over coordinates, as in `downstream.Site`.
         plates: Which batch axes of the site are plates that all sites depending on x share, counted from the right; () where there
             are none or where draws depend on one another through the program.
     """
@@ -68,6 +70,7 @@ class Composition(NamedTuple):
     apart: tuple[str, ...]
     direct: dict[str, tuple[int, ...]]
     linear: tuple[str, ...]
+    by_coordinate: dict[str, tuple[int, ...]]
     plates: tuple[int, ...]
 
     @property
@@ -153,6 +156,12 @@ def compose(
         if not (shared and _is_separate(conditioned, name, prior.batch_shape, plates, apart, value, args, kwargs)):
             plates = ()
         direct, linear = gaussian_sites(conditioned, name, shape, args, kwargs)
+        by_coordinate = {}
+        if not plates:
+            without = (*direct, *linear, *apart)
+            by_coordinate = product_sites(
+                conditioned, name, stacked(prior.diffusion, prior.batch_shape), args, kwargs, without
+            )
     return Composition(
         name,
         prior.batch_shape,
@@ -161,6 +170,7 @@ def compose(
         apart,
         {other: index for other, index in direct.items() if other in depend},
         () if plates else tuple(other for other in linear if other in depend),
+        by_coordinate,
         plates,
     )
 
@@ -187,7 +197,7 @@ def target_of(
     prior = prior_of(handlers.trace(given).get_trace(*args, **kwargs)[found.name]["fn"])
     assert prior is not None
     whole = stacked(prior.diffusion, found.batch_shape)
-    site = Site(found.name, whole, found.direct, found.linear)
+    site = Site(found.name, whole, found.direct, found.linear, found.by_coordinate)
     product = downstream(program, site, args, kwargs, without=found.apart)
     if member is None:
         return multiply(whole, product, **options), Downstream(program, found.name, args, kwargs, found.apart)

@@ -8,9 +8,11 @@ Given x, the joint density of the observed sites is $r(x)$, and the program's po
 
 Observed sites that are Gaussian with a mean affine in x and a noise that does not depend on it are recognised, so that what
 `NormalObservation` and `LinearObservation` know in closed form holds for a program too. Whether a mean is affine is asked of its
-values at random x, not of the code.
+values at random x, not of the code. Where a datum is of bits or grey levels, sites are recognised too whose density is a product
+over coordinates, a mixture at every pixel say: such an r multiplies the model's prediction exactly.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,12 +26,21 @@ from numpyro.distributions import Distribution, ExpandedDistribution, Independen
 from numpyro.distributions.util import is_identically_one
 from numpyro.ops.provenance import eval_provenance
 
-from nedm_ppl.inference.multiplier import LinearObservation, Multiplier, NormalObservation, Product, coordinates
+from nedm_ppl.inference.multiplier import (
+    Factorised,
+    LinearObservation,
+    Multiplier,
+    NormalObservation,
+    Product,
+    coordinates,
+    over_batch,
+)
 from nedm_ppl.models.diffusion import Diffusion
 from nedm_ppl.models.prior import DiffusionPrior
 
-__all__ = ["Downstream", "Site", "diffusion_site", "downstream"]
+__all__ = ["ByCoordinate", "Downstream", "Site", "diffusion_site", "downstream"]
 
+NUM_MIXTURES = 16  # at random, by which a density is asked whether it is a product
 MOST_ROWS = 128  # of a linear observation: its covariance is factorised at every particle
 
 
@@ -41,12 +52,15 @@ class Site(NamedTuple):
         diffusion: The model it draws from.
         direct: Observed sites whose mean is a selection of coordinates of x plus a constant, and which coordinates: flat indices.
         linear: Observed sites whose mean is another affine map of x.
+        by_coordinate: Other observed sites whose density is a product of functions of one coordinate each, and the coordinate, a
+            flat index, of every factor.
     """
 
     name: str
     diffusion: Diffusion
     direct: dict[str, tuple[int, ...]]
     linear: tuple[str, ...]
+    by_coordinate: dict[str, tuple[int, ...]]
 
 
 class Downstream(Multiplier):
@@ -74,6 +88,34 @@ class Downstream(Multiplier):
         return total
 
 
+class ByCoordinate(Factorised):
+    """The density of one observed site whose elements depend on one coordinate of x each.
+
+    Were they to depend on others too, `log_r` would still be the density: particles would be guided badly, and weighed right.
+
+    Attributes:
+        program, site, args, kwargs: As of `Downstream`.
+        observed: The observed site.
+        index: Which coordinate every element depends on, flat.
+        event_shape: Of x.
+    """
+
+    program: Callable[..., Any]
+    site: str = eqx.field(static=True)
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    observed: str = eqx.field(static=True)
+    index: tuple[int, ...] = eqx.field(static=True)
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def log_factors(self, values: Array) -> Array:
+        def one(x: Array) -> Array:
+            entry = observed_sites(self.program, self.site, x, self.args, self.kwargs)[self.observed]
+            return jnp.zeros(x.size).at[jnp.array(self.index)].add(_by_element(entry)).reshape(x.shape)
+
+        return over_batch(one, values, len(self.event_shape))
+
+
 def observed_sites(
     program: Callable[..., Any], site: str, x: Array, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
@@ -87,7 +129,7 @@ def observed_sites(
 def log_density(site: dict[str, Any]) -> Array:
     """What a site adds to a program's log density, by its batch axes."""
     log_prob = site["fn"].log_prob(site["value"])
-    return log_prob if site["scale"] is None or is_identically_one(site["scale"]) else site["scale"] * log_prob
+    return log_prob if _is_plain(site) else site["scale"] * log_prob
 
 
 def downstream(
@@ -97,7 +139,7 @@ def downstream(
     kwargs: dict[str, Any],
     without: tuple[str, ...] = (),
 ) -> Product:
-    """The program's r as a product: Gaussian factors where `diffusion_site` recognised them, and the rest but for `without`."""
+    """The program's r as a product: the factors that `diffusion_site` recognised, and the rest but for `without`."""
     shape = site.diffusion.event_shape
 
     def sites(x: Array) -> dict[str, Any]:
@@ -127,7 +169,9 @@ def downstream(
         else:
             covariance = jnp.diag(jnp.square(jnp.broadcast_to(law.scale, jnp.shape(entry["value"])).reshape(-1)))
         factors.append(LinearObservation(residual, jax.jacobian(loc)(nothing, name), covariance=covariance))
-    done = (*site.direct, *site.linear, *without)
+    for name, index in site.by_coordinate.items():
+        factors.append(ByCoordinate(program, site.name, args, kwargs, name, index, shape))
+    done = (*site.direct, *site.linear, *site.by_coordinate, *without)
     if not set(now) <= set(done):
         factors.append(Downstream(program, site.name, args, kwargs, done))
     return Product(factors)
@@ -167,7 +211,9 @@ def diffusion_site(program: Callable[..., Any], args: tuple[Any, ...], kwargs: d
             f"site {name!r} draws several data, batch shape {prior.batch_shape}; ParticlePosterior infers one. Write the program "
             "for one datum and use run_batch."
         )
-    return Site(name, prior.diffusion, *gaussian_sites(program, name, prior.event_shape, args, kwargs))
+    direct, linear = gaussian_sites(program, name, prior.event_shape, args, kwargs)
+    by_coordinate = product_sites(program, name, prior.diffusion, args, kwargs, without=(*direct, *linear))
+    return Site(name, prior.diffusion, direct, linear, by_coordinate)
 
 
 def gaussian_sites(
@@ -186,8 +232,7 @@ def gaussian_sites(
     for site in traces[0]:
         entries = [trace[site] for trace in traces]
         laws = [_own_law(entry["fn"]) for entry in entries]
-        plain = all(entry["scale"] is None or is_identically_one(entry["scale"]) for entry in entries)
-        if not plain or not isinstance(laws[0], Normal | MultivariateNormal):
+        if not all(map(_is_plain, entries)) or not isinstance(laws[0], Normal | MultivariateNormal):
             continue
         means = [np.broadcast_to(law.mean, jnp.shape(entries[0]["value"])).ravel() for law in laws]
         if not (_same(laws, entries) and np.allclose(means[3] + means[0], means[1] + means[2], atol=1e-4)):
@@ -198,6 +243,65 @@ def gaussian_sites(
         elif means[0].size <= MOST_ROWS:
             linear.append(site)
     return direct, tuple(linear)
+
+
+def product_sites(
+    program: Callable[..., Any],
+    name: str,
+    diffusion: Diffusion,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    without: tuple[str, ...],
+) -> dict[str, tuple[int, ...]]:
+    """Observed sites whose density is a product over coordinates of bits or grey levels, and the coordinate of every factor.
+
+    Two data that differ everywhere are mixed once for every digit, in base 2, of a coordinate's place: what a factor sees of these
+    mixtures spells its coordinate. More mixtures, at random, then ask whether it is so."""
+    values = (0.0, 1.0) if diffusion.process.stationary().is_discrete else diffusion.levels
+    if values is None:
+        return {}
+    rng, size = np.random.default_rng(0), math.prod(diffusion.event_shape)
+    which = rng.integers(len(values), size=size)
+    first, second = (
+        np.asarray(values)[which],
+        np.asarray(values)[(which + 1 + rng.integers(len(values) - 1, size=size)) % len(values)],
+    )
+    digits = [np.arange(size) >> k & 1 == 1 for k in range((size - 1).bit_length())]
+    masks = [np.zeros(size, bool), np.ones(size, bool), *digits, *(rng.random((NUM_MIXTURES, size)) < 0.5)]
+
+    def densities(mask: np.ndarray) -> dict[str, np.ndarray]:
+        x = jnp.asarray(np.where(mask, second, first), float).reshape(diffusion.event_shape)
+        sites = observed_sites(program, name, x, args, kwargs)
+        return {
+            site: np.asarray(_by_element(entry))
+            for site, entry in sites.items()
+            if site not in without and _is_plain(entry)
+        }
+
+    rows = [densities(mask) for mask in masks]
+    found: dict[str, tuple[int, ...]] = {}
+    for site, start in rows[0].items():
+        end, mixed = rows[1][site], np.stack([row[site] for row in rows[2:]])
+        index = sum((~_close(row, start)).astype(int) << k for k, row in enumerate(mixed[: len(digits)]))
+        index = np.broadcast_to(index, start.shape)
+        if np.all(index < size) and all(
+            _close(row, np.where(mask[index], end, start)).all() for row, mask in zip(mixed, masks[2:], strict=True)
+        ):
+            found[site] = tuple(index.tolist())
+    return found
+
+
+def _close(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.isclose(first, second, rtol=1e-4, atol=1e-5)
+
+
+def _by_element(site: dict[str, Any]) -> Array:
+    """The log density of every element of a site, flat."""
+    return jnp.reshape(coordinates(site["fn"]).log_prob(site["value"]), -1)
+
+
+def _is_plain(site: dict[str, Any]) -> bool:
+    return site["scale"] is None or is_identically_one(site["scale"])
 
 
 def _own_law(law: Distribution) -> Distribution:

@@ -13,6 +13,7 @@ $\Sigma\, \nabla \log r$, the odds of every bit by the ratio of r at its two val
 | `NormalObservation` | exact | exact | exact |
 | `LinearObservation` | exact | | |
 | `BernoulliObservation` | | exact | |
+| `ByCoordinate` | gradient | exact | exact |
 | `Function`, `Downstream` | gradient | ratio | ratio |
 """
 
@@ -40,6 +41,7 @@ from nedm_ppl.models.process import DiffusionProcess
 
 __all__ = [
     "BernoulliObservation",
+    "Factorised",
     "Function",
     "Known",
     "LinearObservation",
@@ -82,20 +84,20 @@ class Multiplier(eqx.Module):
         return Product((self, other))
 
 
-class _Factorised(Multiplier):
+class Factorised(Multiplier):
     r"""A product of factors $r_i(x_i)$, one per coordinate: exact for every discrete law."""
 
     @abstractmethod
     def log_factors(self, values: Array) -> Array:
         """log r_i at `values` of shape (..., *event), elementwise; 0 where the coordinate is not observed."""
 
-    @abstractmethod
     def _times_normal(self, loc: Array, scale: Array, power: ArrayLike) -> Distribution | None:
-        """The product with independent normals, before `to_event`."""
+        """The product with independent normals, before `to_event`, where it has a closed form."""
+        return None
 
-    @abstractmethod
     def _log_mean_normal(self, law: Distribution) -> Array | None:
-        """log of the mean of every factor under independent normals."""
+        """log of the mean of every factor under independent normals, where it has a closed form."""
+        return None
 
     def log_r(self, x: Array) -> Array:
         return jnp.sum(self.log_factors(x))
@@ -135,7 +137,7 @@ class _Factorised(Multiplier):
         return jnp.maximum(self.log_factors(values), NEVER)
 
 
-class Known(_Factorised):
+class Known(Factorised):
     """Known coordinates: a delta on them, 1 on the others.
 
     Args:
@@ -170,7 +172,7 @@ class Known(_Factorised):
             raise ValueError("values must be bits, 0 or 1, at the known coordinates of a binomial chain.")
 
 
-class NormalObservation(_Factorised):
+class NormalObservation(Factorised):
     r"""$r(x) = \prod_i \mathcal N(y_i; x_i, s_i^2)$ over observed coordinates: data seen through noise.
 
     Args:
@@ -208,7 +210,7 @@ class NormalObservation(_Factorised):
         _check_event(self.y, process, "y")
 
 
-class BernoulliObservation(_Factorised):
+class BernoulliObservation(Factorised):
     r"""Bits seen through a channel that flips them: $r_i = 1 - \epsilon_i$ where $y_i = x_i$ and $\epsilon_i$ where not.
 
     Args:
@@ -236,12 +238,6 @@ class BernoulliObservation(_Factorised):
     def log_factors(self, values: Array) -> Array:
         agree = jnp.where(jnp.abs(values - self.y) < 0.5, 1.0 - self.flip, self.flip)
         return jnp.where(self.mask, jnp.log(agree), 0.0)
-
-    def _times_normal(self, loc: Array, scale: Array, power: ArrayLike) -> None:
-        return None
-
-    def _log_mean_normal(self, law: Distribution) -> None:
-        return None
 
     def check(self, process: DiffusionProcess) -> None:
         _check_event(self.y, process, "y")
