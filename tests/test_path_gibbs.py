@@ -312,6 +312,25 @@ def test_a_chain_is_that_of_its_own_key_however_chains_are_run():
     assert done.returncode == 0, done.stderr.decode()
 
 
+def test_data_sets_may_be_vmapped():
+    """What a program is to its site is asked of values, which a traced y has not: as for one data set, in plates and with bits."""
+    process = models.BernoulliDiffusion((2,), models.schedules.erasing(3))
+    bits = models.Diffusion(process, models.BitPrediction(lambda t, x: 2.0 * x - 1.0), first_step="learned")
+
+    def flipped(y):
+        x = numpyro.sample("x", bits.prior())
+        numpyro.sample("y", dist.Bernoulli(jnp.where(x > 0.5, 0.8, 0.2)).to_event(1), obs=y)
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    for program, y in ((rows, jnp.arange(12.0).reshape(2, 3, 2) / 6.0 - 1.0), (flipped, jnp.eye(2))):
+        kernel = PathGibbs(program, num_particles=2)
+        first = jax.vmap(lambda key, y, kernel=kernel: kernel.init(key, 0, None, (y,), {}))(keys, y)
+        among_others = kernel._found
+        alone = kernel.init(keys[1], 0, None, (y[1],), {})
+        assert kernel._found == among_others
+        jax.tree.map(lambda one, all_: np.testing.assert_allclose(one, all_[1], rtol=1e-5), alone[:2], first[:2])
+
+
 def test_equal_keys_give_equal_chains():
     kernel = smallest()
     first, second = (kernel.init(jax.random.key(0), 0, None, (Y,), {}) for _ in range(2))

@@ -128,6 +128,7 @@ def compose(
     # Values of its own, drawn at once even where the caller is being traced: chains under vmap find what one chain finds.
     # NumPyro's validation would warn of values that are only looked at.
     with jax.ensure_compile_time_eval(), validation_enabled(False):
+        args, kwargs = jax.tree.map(_concrete, (args, kwargs))
         drawn = handlers.substitute(handlers.seed(program, jax.random.key(0)), substitute_fn=init_to_sample)
         trace = handlers.trace(drawn).get_trace(*args, **kwargs)
         samples = {name: site for name, site in trace.items() if site["type"] == "sample"}
@@ -265,6 +266,12 @@ class _Together(eqx.Module):
         law = self.kernel(t, x)
         base = law.base_dist if isinstance(law, Independent) else law
         return base.to_event(law.event_dim - base.event_dim + self.num_axes)
+
+
+def _concrete(leaf: Any) -> Any:
+    """Ones in the place of an array that is being traced: what a program is to its site is the same for all data."""
+    is_number = isinstance(leaf, jax.core.Tracer) and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return np.ones(leaf.shape, leaf.dtype) if is_number else leaf
 
 
 def gibbs_interface(kernel: str) -> Any:

@@ -269,19 +269,14 @@ def product_sites(
     digits = [np.arange(size) >> k & 1 == 1 for k in range((size - 1).bit_length())]
     masks = [np.zeros(size, bool), np.ones(size, bool), *digits, *(rng.random((NUM_MIXTURES, size)) < 0.5)]
 
-    def densities(mask: np.ndarray) -> dict[str, np.ndarray]:
-        x = jnp.asarray(np.where(mask, second, first), float).reshape(diffusion.event_shape)
+    def densities(x: Array) -> dict[str, Array]:
         sites = observed_sites(program, name, x, args, kwargs)
-        return {
-            site: np.asarray(_by_element(entry))
-            for site, entry in sites.items()
-            if site not in without and _is_plain(entry)
-        }
+        return {site: _by_element(entry) for site, entry in sites.items() if site not in without and _is_plain(entry)}
 
-    rows = [densities(mask) for mask in masks]
+    x = jnp.asarray(np.where(np.stack(masks), second, first), float).reshape(-1, *diffusion.event_shape)
+    rows = jax.tree.map(np.asarray, jax.jit(jax.vmap(densities))(x))
     found: dict[str, tuple[int, ...]] = {}
-    for site, start in rows[0].items():
-        end, mixed = rows[1][site], np.stack([row[site] for row in rows[2:]])
+    for site, (start, end, *mixed) in rows.items():
         index = sum((~_close(row, start)).astype(int) << k for k, row in enumerate(mixed[: len(digits)]))
         index = np.broadcast_to(index, start.shape)
         if np.all(index < size) and all(

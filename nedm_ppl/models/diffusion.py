@@ -189,9 +189,7 @@ class Diffusion(eqx.Module):
 
     def sample(self, rng_key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         r"""Ancestral samples of $x_0$, exact draws from the model; shape (*sample_shape, *event), memory independent of T."""
-        key_chain, key_first = jax.random.split(rng_key)
-        x1 = self.reverse_chain().sample_end(key_chain, sample_shape)
-        return self.first_kernel(x1).sample(key_first)
+        return _sample(self, rng_key, sample_shape)
 
     def sample_trajectory(self, rng_key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         r"""Whole trajectories $x_0..x_T$ of the model; shape (*sample_shape, T + 1, *event), time ascending.
@@ -330,3 +328,11 @@ class Diffusion(eqx.Module):
                 f"x0 must have one batch axis before its event shape {self.event_shape}; got shape {jnp.shape(x0)}."
             )
         return jnp.shape(x0)[0]
+
+
+@eqx.filter_jit
+def _sample(diffusion: Diffusion, rng_key: Array, sample_shape: tuple[int, ...]) -> Array:
+    """Compiled once for a model's code, not at every call: a program draws its prior often before it is compiled itself."""
+    key_chain, key_first = jax.random.split(rng_key)
+    x1 = diffusion.reverse_chain().sample_end(key_chain, sample_shape)
+    return diffusion.first_kernel(x1).sample(key_first)

@@ -60,7 +60,7 @@ class DiffusionPrior(Distribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        return self.diffusion.first_kernel(jnp.zeros((*self.batch_shape, *self.event_shape))).support
+        return _support(self.diffusion, (*self.batch_shape, *self.event_shape))
 
     @property
     def is_discrete(self) -> bool:
@@ -92,6 +92,12 @@ class DiffusionPrior(Distribution):
             return diffusion.kernel(diffusion.num_steps, x).log_prob(x)
 
         return jax.make_jaxpr(step)(jnp.zeros(self.event_shape)).consts
+
+
+@eqx.filter_jit
+def _support(diffusion: "Diffusion", shape: tuple[int, ...]) -> constraints.Constraint:
+    """Of the first step; compiled, what of the network it does not depend on is not evaluated."""
+    return diffusion.first_kernel(jnp.zeros(shape)).support
 
 
 def _no_density(shape: tuple[int, ...], is_discrete: bool) -> Callable[[Any], Array]:
