@@ -117,14 +117,9 @@ class MarkovChain(Distribution):
 
     def _scan(self, key: Array, sample_shape: tuple[int, ...], *, keep: bool) -> tuple[Array, Any]:
         key_start, key_steps = jax.random.split(key)
-        kernel, start = self.kernel, self.initial.sample(key_start, sample_shape)
-
-        def body(x: Array, t: Array) -> tuple[Array, Array | None]:
-            x = kernel(t, x).sample(jax.random.fold_in(key_steps, t)).astype(start.dtype)
-            return x, x if keep else None
-
+        start = self.initial.sample(key_start, sample_shape)
         times = jnp.arange(self.first + 1, self.last + 1)
-        end, path = jax.lax.scan(body, start, times[::-1] if self.reverse else times)
+        end, path = _steps(self.kernel, key_steps, start, times[::-1] if self.reverse else times, keep)
         return start, path if keep else end
 
     @validate_sample
@@ -176,6 +171,17 @@ class MarkovChain(Distribution):
         size = math.prod(self.initial.event_shape)
         direction = "reverse" if self.reverse else "forward"
         return f"MarkovChain({direction}, times {self.first}..{self.last}, {size} coordinates)"
+
+
+@eqx.filter_jit
+def _steps(kernel: Kernel, key: Array, start: Array, times: Array, keep: bool) -> tuple[Array, Array | None]:
+    """The last state and, to keep, all after the first; compiled once for a kernel's code, not at every call."""
+
+    def body(x: Array, t: Array) -> tuple[Array, Array | None]:
+        x = kernel(t, x).sample(jax.random.fold_in(key, t)).astype(start.dtype)
+        return x, x if keep else None
+
+    return jax.lax.scan(body, start, times)
 
 
 def _is_array(leaf: Any) -> bool:

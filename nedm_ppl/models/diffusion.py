@@ -189,7 +189,9 @@ class Diffusion(eqx.Module):
 
     def sample(self, rng_key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         r"""Ancestral samples of $x_0$, exact draws from the model; shape (*sample_shape, *event), memory independent of T."""
-        return _sample(self, rng_key, sample_shape)
+        key_chain, key_first = jax.random.split(rng_key)
+        x1 = self.reverse_chain().sample_end(key_chain, sample_shape)
+        return _sample_first(self, key_first, x1)
 
     def sample_trajectory(self, rng_key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         r"""Whole trajectories $x_0..x_T$ of the model; shape (*sample_shape, T + 1, *event), time ascending.
@@ -198,7 +200,7 @@ class Diffusion(eqx.Module):
         key_chain, key_first = jax.random.split(rng_key)
         chain = self.reverse_chain()
         path = chain.sample(key_chain, sample_shape)
-        x0 = self.first_kernel(chain.at(path, 1)).sample(key_first)
+        x0 = _sample_first(self, key_first, chain.at(path, 1))
         axis = len(sample_shape)
         return jnp.concatenate([jnp.expand_dims(x0, axis).astype(path.dtype), path], axis=axis)
 
@@ -331,8 +333,6 @@ class Diffusion(eqx.Module):
 
 
 @eqx.filter_jit
-def _sample(diffusion: Diffusion, rng_key: Array, sample_shape: tuple[int, ...]) -> Array:
-    """Compiled once for a model's code, not at every call: a program draws its prior often before it is compiled itself."""
-    key_chain, key_first = jax.random.split(rng_key)
-    x1 = diffusion.reverse_chain().sample_end(key_chain, sample_shape)
-    return diffusion.first_kernel(x1).sample(key_first)
+def _sample_first(diffusion: Diffusion, rng_key: Array, x1: Array) -> Array:
+    """Compiled once for a model's code, as a chain's steps are."""
+    return diffusion.first_kernel(x1).sample(rng_key)
