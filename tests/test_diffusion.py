@@ -222,6 +222,22 @@ def test_a_trajectory_ends_in_the_sample(process, sample_shape):
     np.testing.assert_array_equal(path[..., 0, :], diffusion.sample(key, sample_shape))
 
 
+def test_draws_and_the_support_of_a_prior_are_compiled_once():
+    traced = []
+
+    def network(t, x):
+        traced.append(t)
+        return 0.1 * jnp.stack([x, x], axis=-1)
+
+    diffusion = models.Diffusion(GAUSSIAN, models.NoisePrediction(network), first_step="learned")
+    keys = jax.random.split(jax.random.key(0), 2)
+    for use in (diffusion.sample, diffusion.sample_trajectory, lambda key: diffusion.prior().support):
+        use(keys[0])
+        num = len(traced)
+        use(keys[1])
+        assert 0 < num == len(traced)
+
+
 def test_programs_run_under_jit_and_vmap():
     diffusion, x0 = COUPLED[GAUSSIAN], data(GAUSSIAN)
 
