@@ -345,7 +345,7 @@ def _likelihood_table(summary: dict) -> Table:
     table.add_row("trajectories per datum, at most", f"{summary['num_particles']:,}", "")
     table.add_row("effective sample size, least", f"{summary['ess_min']:.1f}", "")
     table.add_row("Pareto k-hat, largest", f"{summary['k_hat_max']:.2f}", "")
-    table.add_row("data whose k-hat is too high to trust", f"{summary['num_flagged']:,}", "")
+    table.add_row("data whose weights spread too far to trust", f"{summary['num_flagged']:,}", "")
     table.add_row("data above the target standard error", f"{summary['num_above_target']:,}", "")
     table.caption = str(summary["estimate"])
     return table

@@ -363,6 +363,54 @@ def test_the_threshold_grows_with_the_number_of_trajectories():
     np.testing.assert_allclose(inference.k_threshold([1, 10, 64, 100, 4096, 10**6]), expected)
 
 
+@pytest.mark.parametrize("num", [64, 256])
+def test_data_that_are_not_flagged_are_the_safer_ones(num, random_truth):
+    """Half of the data are of a good kernel, the others of poor ones whose missed tails look safe to k-hat alone."""
+    rng, shape = np.random.default_rng(0), (num, 512)
+    poor = random_bits(1.0)
+    drawn = [
+        (
+            log_likelihood(jax.random.key(20), RANDOM, np.tile(STATES, (6, 1)), num_particles=num).log_weights,
+            random_truth,
+        ),
+        (
+            log_likelihood(jax.random.key(21), poor, np.tile(STATES, (2, 1)), num_particles=num).log_weights,
+            exact.bits_log_prob(poor),
+        ),
+        (rng.normal(0.0, 2.2, shape), np.array([0.5 * 2.2**2])),
+        (rng.exponential(0.95, shape), np.array([math.log(1.0 / (1.0 - 0.95))])),
+    ]
+    truth = np.concatenate([np.tile(t, w.shape[1] // len(t)) for w, t in drawn])
+    result = LogLikelihood.from_log_weights(np.concatenate([w for w, _ in drawn], axis=1))
+    covered, good = within(result, truth, 1.96), np.arange(len(truth)) < 6 * 256
+    assert covered[good].mean() > 0.9 and covered[~good].mean() < 0.75
+    assert result.flagged[good].mean() < 0.3 and result.flagged[~good].mean() > 0.97
+    assert covered[~result.flagged].mean() > 0.9 > 0.7 > covered[result.flagged].mean()
+    # The control: among data of poor kernels, the low k-hats are those that missed the tail.
+    safe = result.k_hat[~good] <= inference.k_threshold(num)
+    assert covered[~good][safe].mean() < covered[~good][~safe].mean() - 0.15
+
+
+def test_the_spread_is_that_of_the_upper_half():
+    log_weights = np.log([[1.0], [2.0], [3.0], [6.0], [0.5]])
+    assert inference.upper_spread(log_weights)[0] == pytest.approx(np.log([3.0 / 2.0, 6.0 / 2.0]).mean())
+    assert inference.upper_spread(log_weights - 1e3)[0] == pytest.approx(np.log([3.0 / 2.0, 6.0 / 2.0]).mean())
+    halves = np.array([[0.0], [0.0], [-np.inf], [-np.inf], [-np.inf]])
+    assert np.isposinf(inference.upper_spread(halves)[0]) and np.isposinf(inference.upper_spread(halves[:1])[0])
+    assert np.isnan(inference.upper_spread(np.array([[0.0], [np.nan], [0.0]]))[0])
+    rng = np.random.default_rng(0)
+    assert_mean(inference.upper_spread(rng.exponential(0.7, (4001, 200))), 0.7)
+    assert_mean(inference.upper_spread(rng.normal(0.0, 2.0, (4001, 200))), 2.0 * math.sqrt(2.0 / math.pi))
+
+
+def test_log_weights_whose_digits_are_lost_are_not_taken_for_equal():
+    """float32 holds -1e38 to 1e31 nats: a thousand equal weights say nothing, and -1e5 to a hundredth, which is enough."""
+    result = LogLikelihood.from_log_weights(np.full((1000, 2), [-1e38, -1e5], np.float32))
+    np.testing.assert_array_equal(result.flagged, [True, False])
+    np.testing.assert_array_equal(result.k_hat, [np.inf, -np.inf])
+    assert result.se[0] > 1e30 and result.se[1] == 0.0
+
+
 def test_a_hopeless_model_is_flagged():
     """Reverse kernels far narrower than the posterior: weights of infinite variance."""
     narrow = models.Diffusion(GAUSSIAN, lambda t, x: dist.Normal(0.9 * x, 0.15).to_event(1), first_step="learned")

@@ -40,6 +40,8 @@ from nedm_ppl.inference.multiplier import NormalObservation as NormalObservation
 from nedm_ppl.inference.multiplier import Product as Product
 from nedm_ppl.inference.pareto import k_threshold as k_threshold
 from nedm_ppl.inference.pareto import pareto_k as pareto_k
+from nedm_ppl.inference.pareto import spread_threshold as spread_threshold
+from nedm_ppl.inference.pareto import upper_spread as upper_spread
 from nedm_ppl.inference.particle_metropolis import ParticleMetropolis as ParticleMetropolis
 from nedm_ppl.inference.particle_posterior import AllWeightLostError as AllWeightLostError
 from nedm_ppl.inference.particle_posterior import ParticlePosterior as ParticlePosterior

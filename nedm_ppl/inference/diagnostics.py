@@ -166,7 +166,7 @@ def likelihood_to_arviz(result: LogLikelihood, *, units: str = "nats") -> Any:
     Returns:
         `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the groups
 
-        - `likelihood`: `log_prob`, `se`, `ess`, `k_hat`, `num_particles`, `flagged`, `reached`; dimensions (*datum,);
+        - `likelihood`: `log_prob`, `se`, `ess`, `k_hat`, `spread` (nats), `num_particles`, `flagged`, `reached`; dimensions (*datum,);
         - `sample_stats`: `log_weight`, dimensions (trajectory, *datum), NaN beyond a datum's own number. Trajectories are no
           posterior draws, so there is no `chain`, no `draw` and no `posterior` for ArviZ to reweight across.
 
@@ -182,7 +182,8 @@ def likelihood_to_arviz(result: LogLikelihood, *, units: str = "nats") -> Any:
         "ess": (data, result.ess, _described("effective sample size", "(sum w)^2 / sum w^2")),
         "k_hat": (data, result.k_hat, _described("Pareto k-hat", "empirical Bayes fit to the largest weights")),
         "num_particles": (data, result.num_particles, _described("number of trajectories", "exact")),
-        "flagged": (data, result.flagged, _described("k-hat too high to trust log_prob", "exact")),
+        "spread": (data, result.spread, _described("upper half of the log weights above their median", "mean", "nats")),
+        "flagged": (data, result.flagged, _described("spread or k-hat too high to trust log_prob", "exact")),
         "reached": (data, result.reached, _described("whether the standard error asked for was reached", "exact")),
     }
     weight = _described("log p(x_0..x_T) - log q(x_1..x_T | x_0)", "exact for its trajectory", units)

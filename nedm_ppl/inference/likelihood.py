@@ -9,7 +9,8 @@ is biased low, by about $\mathrm{Var}(w / \mathrm{E} w) / (2 S)$, which is half 
 is a lower bound that rises with S, from the bound K at S = 1 to log p(x_0).
 
 How far to trust it is a question about the tail of the weights, and the weights answer it only in part: a standard error
-says what the trajectories that were drawn say. k-hat (see `pareto`) looks at the tail itself.
+says what the trajectories that were drawn say. k-hat (see `pareto`) looks at the tail itself, as far as it was drawn, and
+`spread` at the bulk, which a few trajectories cannot miss. What no trajectory saw none of them can tell.
 """
 
 import math
@@ -25,7 +26,7 @@ from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from nedm_ppl.inference.evaluation import Estimate, estimate
-from nedm_ppl.inference.pareto import k_threshold, pareto_k
+from nedm_ppl.inference.pareto import COARSE, RELIABLE, pareto_k, resolution, spread_threshold, upper_spread
 from nedm_ppl.inference.weights import draw_log_weights, plan
 from nedm_ppl.models.context import rows_of_context
 from nedm_ppl.models.diffusion import Diffusion
@@ -51,6 +52,7 @@ class LogLikelihood(NamedTuple):
             0 where every weight is 0.
         k_hat: Pareto k-hat, shape (*batch,): minus infinity where all weights are equal, infinity where it cannot be told
             (S < 21 among others); see `pareto.pareto_k`.
+        spread: How far the upper half of the log weights lies above their median, nats, shape (*batch,); see `pareto.upper_spread`.
         num_particles: Trajectories drawn, S, integers of shape (*batch,).
         log_weights: Log weight of every trajectory in nats, float32, shape (S, *batch); beyond a datum's own S, NaN.
         target_se: The standard error asked for, nats, or None where the number of trajectories was.
@@ -60,6 +62,7 @@ class LogLikelihood(NamedTuple):
     se: np.ndarray
     ess: np.ndarray
     k_hat: np.ndarray
+    spread: np.ndarray
     num_particles: np.ndarray
     log_weights: np.ndarray
     target_se: float | None = None
@@ -77,17 +80,18 @@ class LogLikelihood(NamedTuple):
         """
         log_weights = np.asarray(log_weights)
         count = np.full(log_weights.shape[1:], len(log_weights)) if num_particles is None else np.asarray(num_particles)
-        parts = np.empty((4, *count.shape))
+        parts = np.empty((5, *count.shape))
         for number in np.unique(count):
             chosen = count == number
-            parts[:, chosen] = _statistics(log_weights[: int(number), chosen].astype(np.float64))
-        log_prob, se, ess, k_hat = parts
-        return cls(log_prob, se, ess, k_hat, count, log_weights, target_se)
+            parts[:, chosen] = _statistics(log_weights[: int(number), chosen])
+        return cls(*parts, count, log_weights, target_se)
 
     @property
     def flagged(self) -> np.ndarray:
-        """Whether k-hat exceeds min(1 - 1 / log10 S, 0.7), or cannot be told: do not trust this datum's estimate."""
-        return ~(self.k_hat <= k_threshold(self.num_particles))
+        """Whether `spread` exceeds sqrt(log(S) / 10) or `k_hat` 0.7, or either cannot be told: do not trust this datum's estimate.
+
+        Not flagged means that the weights drawn look well behaved, and no more: what no trajectory met leaves no trace."""
+        return ~((self.spread <= spread_threshold(self.num_particles)) & (self.k_hat <= RELIABLE))
 
     @property
     def reached(self) -> np.ndarray:
@@ -130,6 +134,7 @@ class LogLikelihood(NamedTuple):
             "bias_nats": float(self.bias.mean()),
             "ess_min": float(self.ess.min()),
             "k_hat_max": float(self.k_hat.max()),
+            "spread_max": float(self.spread.max()),
             "num_flagged": int(self.flagged.sum()),
             "num_above_target": int((~self.reached).sum()),
             "estimate": self.label,
@@ -293,9 +298,10 @@ def _draw(rng_key: Array, diffusion: Diffusion, x0: Array, datum: Any, particle:
     return draw_log_weights(jax.vmap(key_of)(datum, particle), diffusion, jnp.asarray(x0), chunk_size=chunk_size)
 
 
-def _statistics(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """log of the mean, its standard error, effective sample size and k-hat, for float64 log weights of shape (S, n)."""
-    num = len(log_weights)
+def _statistics(log_weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    """log of the mean, its standard error, effective sample size, k-hat and spread, for log weights of shape (S, n)."""
+    num, k_hat, spacing = len(log_weights), pareto_k(log_weights), resolution(log_weights)
+    log_weights = log_weights.astype(np.float64)
     largest = log_weights.max(axis=0)
     zero = np.isneginf(largest)
     weights = np.exp(log_weights - np.where(zero, 0.0, largest))
@@ -306,8 +312,10 @@ def _statistics(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     se = (
         np.sqrt(np.sum(np.square(relative - 1.0), axis=0) / (num - 1) / num) if num > 1 else np.full(zero.shape, np.nan)
     )
+    # Log weights of digits so coarse that they look alike are not known any better than to a digit.
+    se = np.where(spacing > COARSE, np.maximum(se, spacing), np.where(zero, np.inf, se))
     squares = np.where(zero, np.inf, np.sum(np.square(relative), axis=0))
-    return log_prob, np.where(zero, np.inf, se), num**2 / squares, pareto_k(log_weights)
+    return log_prob, se, num**2 / squares, k_hat, upper_spread(log_weights)
 
 
 def _check_numbers(num_particles: int, target_se: float | None, max_particles: int, batch_size: int) -> None:
