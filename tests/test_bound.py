@@ -394,7 +394,7 @@ def test_bad_requests_are_named():
     for build, message in (
         (
             lambda: inference.bound_terms(key, diffusion, x0, num_times=0),
-            "num_times must be at least 1, or None for all steps; got 0.",
+            "num_times must be an integer of at least 1; got 0.",
         ),
         (
             lambda: inference.bound_terms(key, diffusion, x0, first_step_share=0.0),

@@ -214,7 +214,7 @@ def test_choose_gives_an_experiment_of_its_density():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--particles", "0"], "num_particles must be at least 1; got 0."),
+        (["--particles", "0"], "num_particles must be an integer of at least 1; got 0."),
         (["--num", "0"], "--num must be at least 1; got 0."),
         (["--target-se", "-1"], "target_se must be positive, in nats; got -1."),
         (["--out", "{tmp}/x.csv"], "--out must end in .nc; got"),

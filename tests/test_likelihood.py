@@ -521,8 +521,8 @@ def test_an_elpd_needs_finite_numbers():
 @pytest.mark.parametrize(
     ("name", "x0", "kwargs", "message"),
     [
-        ("gaussian fixed", None, {"num_particles": 0}, "num_particles must be at least 1; got 0."),
-        ("gaussian fixed", None, {"batch_size": 0}, "batch_size must be at least 1; got 0."),
+        ("gaussian fixed", None, {"num_particles": 0}, "num_particles must be an integer of at least 1; got 0."),
+        ("gaussian fixed", None, {"batch_size": 0}, "batch_size must be an integer of at least 1; got 0."),
         ("gaussian fixed", None, {"target_se": 0.0}, "target_se must be positive, in nats; got 0."),
         ("gaussian fixed", None, {"target_se": math.nan}, "target_se must be positive, in nats; got nan."),
         (

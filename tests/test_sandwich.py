@@ -92,7 +92,7 @@ def test_grey_levels():
 
 
 def test_batches_hold_all_data():
-    result = inference.sandwich(jax.random.key(4), BITS, 25, num_particles=2, batch_size=4)
+    result = inference.sandwich(jax.random.key(4), BITS, 25.0, num_particles=2.0, batch_size=4)
     assert result.x0.shape == (25, 4) and result.lower.shape == result.upper.shape == (25,)
     assert np.all(np.isfinite(result.upper))
 
@@ -111,7 +111,7 @@ def test_to_arviz():
 
 @pytest.mark.parametrize(
     ("num_data", "num_particles", "message"),
-    [(0, 4, "num_data must be at least 1; got 0."), (3, 0, "num_particles must be at least 1; got 0.")],
+    [(0, 4, "num_data must be an integer of at least 1; got 0."), (3, 0, "num_particles must be an integer of at least 1; got 0.")],
 )
 def test_bad_requests_are_named(num_data, num_particles, message):
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -64,7 +64,9 @@ def test_fit_raises_the_bound_above_independent_coordinates_and_below_the_truth(
 def test_the_same_key_gives_the_same_weights_and_another_does_not():
     data = correlated(200)
     first = fit(data).diffusion
-    assert_identical(first, fit(data).diffusion)
+    typed = fit(data, num_steps=6e1, batch_size=32.0, log_every=np.float32(20))  # numbers as people type them
+    assert_identical(first, typed.diffusion)
+    assert typed.num_steps == 60 and isinstance(typed.num_steps, int)
     other = inference.fit(
         jax.random.key(1), small_model(), data, num_steps=60, log_every=20, batch_size=32, progress=False
     )

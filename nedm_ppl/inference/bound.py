@@ -21,6 +21,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import ELBO
 from numpyro.primitives import Messenger
 
+from nedm_ppl.arguments import as_count, check_unmasked
 from nedm_ppl.inference.divergence import divergence
 from nedm_ppl.models.context import rows_of_context
 from nedm_ppl.models.diffusion import Diffusion
@@ -82,8 +83,9 @@ def bound_terms(
     """
     if not 0.0 < first_step_share <= 1.0:
         raise ValueError(f"first_step_share must lie in (0, 1]; got {first_step_share:g}.")
-    if num_times is not None and num_times < 1:
-        raise ValueError(f"num_times must be at least 1, or None for all steps; got {num_times}.")
+    num_times = None if num_times is None else as_count("num_times", num_times)
+    check_unmasked("x0", x0)
+    check_unmasked("context", context)
     process = diffusion.process
     batch_shape = jnp.shape(x0)[: jnp.ndim(x0) - process.event_dim]
     flat = jnp.reshape(x0, (-1, *process.event_shape))

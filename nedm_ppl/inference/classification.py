@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from nedm_ppl.arguments import check_concrete, check_unmasked
 from nedm_ppl.inference.likelihood import log_likelihood
 from nedm_ppl.models.diffusion import Diffusion
 
@@ -102,6 +103,9 @@ def classify(
     Raises:
         ValueError: a model that takes no context, one class or none, or a prior of another length.
     """
+    check_concrete("classify", "inference.trajectory_log_weight", rng_key, diffusion, x0, contexts, log_prior)
+    check_unmasked("contexts", contexts)
+    check_unmasked("log_prior", log_prior)
     contexts = np.asarray(contexts)
     prior = np.zeros(len(contexts)) if log_prior is None else np.asarray(log_prior, np.float64)
     if len(contexts) < 2 or prior.shape != (len(contexts),):
@@ -139,6 +143,7 @@ def calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins: int = NU
         labels: The truth, integers, shape (N,).
         num_bins: Number of bins of equal width.
     """
+    check_unmasked("probs", probs)
     probs = np.asarray(probs, np.float64)
     labels = _checked(labels, probs)
     if num_bins < 1:
@@ -150,6 +155,7 @@ def calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins: int = NU
 
 
 def _checked(labels: ArrayLike, probs: np.ndarray) -> np.ndarray:
+    check_unmasked("labels", labels)
     values = np.asarray(labels)
     num, num_classes = probs.shape
     if values.shape != (num,) or values.dtype.kind not in "iu" or np.any((values < 0) | (values >= num_classes)):

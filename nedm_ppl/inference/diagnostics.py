@@ -166,7 +166,8 @@ def likelihood_to_arviz(result: LogLikelihood, *, units: str = "nats") -> Any:
     Returns:
         `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the groups
 
-        - `likelihood`: `log_prob`, `se`, `ess`, `k_hat`, `spread` (nats), `num_particles`, `flagged`, `reached`; dimensions (*datum,);
+        - `likelihood`: `log_prob`, `se`, `ess`, `k_hat`, `spread` (nats), `num_particles`, `flagged`, `reached`;
+          dimensions (*datum,);
         - `sample_stats`: `log_weight`, dimensions (trajectory, *datum), NaN beyond a datum's own number. Trajectories are no
           posterior draws, so there is no `chain`, no `draw` and no `posterior` for ArviZ to reweight across.
 

@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from nedm_ppl.arguments import check_concrete, check_kind, whole
 from nedm_ppl.inference.evaluation import Estimate, estimate
 from nedm_ppl.models.process import DiffusionProcess
 
@@ -75,6 +76,9 @@ def entropy_bounds(process: DiffusionProcess, x0: ArrayLike) -> EntropyBounds:
     Raises:
         ValueError: data of another shape, or that this process cannot have.
     """
+    check_kind("process", process, DiffusionProcess)
+    check_concrete("entropy_bounds", "the process's step_entropy and posterior_entropy", process, x0)
+    x0 = whole("x0", x0)
     process.check_data(x0)
     flat = jnp.reshape(jnp.asarray(x0, float), (-1, *process.event_shape))
     active = np.asarray(jnp.mean(flat.reshape(len(flat), -1), axis=-1), np.float64)

@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
+from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind, check_unmasked, whole
 from nedm_ppl.inference.bound import BoundTerms, bound_terms
 from nedm_ppl.models.context import rows_of_context
 from nedm_ppl.models.diffusion import Diffusion
@@ -36,6 +37,7 @@ def estimate(values: ArrayLike) -> Estimate:
     """Mean of per-datum values with its standard error sd / sqrt(n), data and Monte Carlo spread together.
 
     Steps drawn with low discrepancy are shared out over a batch; that makes the error smaller than stated, not larger."""
+    check_unmasked("values", values)
     values = np.asarray(values, np.float64)
     se = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else math.nan
     return Estimate(float(values.mean()), float(se))
@@ -66,11 +68,19 @@ def evaluate(
     Returns:
         Terms in nats, shape (N,), and (num_times, N) for the divergences. `estimate(terms.total)` is the
         bound's mean with its standard error.
+
+    Raises:
+        ValueError: data that are masked, not finite, too large to square, of another shape or outside the model's support;
+            numbers that are no counts; or an argument traced by JAX, where `bound_terms` serves.
     """
+    check_key(rng_key)
+    check_kind("diffusion", diffusion, Diffusion)
+    check_concrete("evaluate", "inference.bound_terms", rng_key, diffusion, x0, context)
+    batch_size = as_count("batch_size", batch_size)
+    num_times = None if num_times is None else as_count("num_times", num_times)
+    x0 = whole("x0", x0)
     diffusion.check_data(x0)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-    x0 = np.asarray(x0)
+    check_unmasked("context", context)
     contexts = rows_of_context(diffusion, context, (len(x0),))
     starts = range(0, len(x0), batch_size)
     batches = []

@@ -25,6 +25,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
+from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind, check_unmasked, whole
 from nedm_ppl.inference.evaluation import Estimate, estimate
 from nedm_ppl.inference.pareto import COARSE, RELIABLE, pareto_k, resolution, spread_threshold, upper_spread
 from nedm_ppl.inference.weights import draw_log_weights, plan
@@ -78,13 +79,15 @@ class LogLikelihood(NamedTuple):
             num_particles: How many of each datum's were drawn, the first ones; by default all.
             target_se: Kept as the label of an adaptive estimate.
         """
+        check_unmasked("log_weights", log_weights)
         log_weights = np.asarray(log_weights)
         count = np.full(log_weights.shape[1:], len(log_weights)) if num_particles is None else np.asarray(num_particles)
         parts = np.empty((5, *count.shape))
         for number in np.unique(count):
             chosen = count == number
             parts[:, chosen] = _statistics(log_weights[: int(number), chosen])
-        return cls(*parts, count, log_weights, target_se)
+        log_prob, se, ess, k_hat, spread = parts
+        return cls(log_prob, se, ess, k_hat, spread, count, log_weights, target_se)
 
     @property
     def flagged(self) -> np.ndarray:
@@ -196,11 +199,19 @@ def log_likelihood(
 
     Raises:
         ValueError: num_particles < 1, or < 2 with a target; a cap below it; a target or batch size that is not positive; data
-            of another shape, not finite, or outside the model's support; a limit too small for one step of one trajectory.
+            of another shape, masked, not finite, too large to square, or outside the model's support; a limit too small for one
+            step of one trajectory; or an argument traced by JAX, where `trajectory_log_weight` serves.
     """
-    _check_numbers(num_particles, target_se, max_particles, batch_size)
-    diffusion.process.check_shape(x0)
-    values = np.asarray(x0, float)
+    check_key(rng_key)
+    check_kind("diffusion", diffusion, Diffusion)
+    check_concrete("log_likelihood", "inference.trajectory_log_weight", rng_key, diffusion, x0, context)
+    num_particles, max_particles = as_count("num_particles", num_particles), as_count("max_particles", max_particles)
+    batch_size = as_count("batch_size", batch_size)
+    _check_target(num_particles, target_se, max_particles)
+    check_unmasked("context", context)
+    values = whole("x0", x0)
+    diffusion.process.check_shape(values)
+    values = np.asarray(values, float)
     batch_shape = values.shape[: values.ndim - diffusion.process.event_dim]
     flat = values.reshape(-1, *diffusion.event_shape)
     diffusion.check_data(flat)
@@ -318,11 +329,7 @@ def _statistics(log_weights: np.ndarray) -> tuple[np.ndarray, ...]:
     return log_prob, se, num**2 / squares, k_hat, upper_spread(log_weights)
 
 
-def _check_numbers(num_particles: int, target_se: float | None, max_particles: int, batch_size: int) -> None:
-    if num_particles < 1:
-        raise ValueError(f"num_particles must be at least 1; got {num_particles}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+def _check_target(num_particles: int, target_se: float | None, max_particles: int) -> None:
     if target_se is None:
         return
     if not target_se > 0.0:

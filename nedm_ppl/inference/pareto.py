@@ -19,6 +19,8 @@ Source: Hill, A simple general approach to inference about the tail of a distrib
 import numpy as np
 from jax.typing import ArrayLike
 
+from nedm_ppl.arguments import check_unmasked
+
 __all__ = ["RELIABLE", "k_threshold", "pareto_k", "spread_threshold", "upper_spread"]
 
 # Above this k a mean of weights is not to be trusted, however many there are.
@@ -44,6 +46,7 @@ def pareto_k(log_weights: ArrayLike) -> np.ndarray:
         Infinity where k cannot be told: fewer than 5 weights lie in the tail, S < 21 among others; all weights are 0; or their
         digits are coarser than 0.1 nats, as those of float32 beyond 10^6 nats. NaN where a weight is NaN.
     """
+    check_unmasked("log_weights", log_weights)
     spacing = resolution(log_weights)
     log_weights = np.asarray(log_weights, np.float64)
     rows = log_weights.reshape(len(log_weights), -1).T
@@ -66,6 +69,7 @@ def upper_spread(log_weights: ArrayLike) -> np.ndarray:
     Returns:
         Nats, shape (*batch,), at least 0. Infinity for a single weight, and where half of the weights are 0; NaN where one is NaN.
     """
+    check_unmasked("log_weights", log_weights)
     ordered = np.sort(np.asarray(log_weights, np.float64), axis=0)
     half = len(ordered) // 2
     if half == 0:

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind
 from nedm_ppl.inference.evaluation import Estimate, estimate
 from nedm_ppl.inference.likelihood import DEFAULT_MEMORY, log_likelihood
 from nedm_ppl.inference.weights import plan, trajectory_log_weight
@@ -100,10 +101,13 @@ def sandwich(
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: num_data < 1, num_particles < 1, or what `log_likelihood` raises.
+        ValueError: num_data < 1, num_particles < 1, an argument traced by JAX, or what `log_likelihood` raises.
     """
-    if num_data < 1:
-        raise ValueError(f"num_data must be at least 1; got {num_data}.")
+    check_key(rng_key)
+    check_kind("diffusion", diffusion, Diffusion)
+    check_concrete("sandwich", "inference.trajectory_log_weight", rng_key, diffusion)
+    num_data, num_particles = as_count("num_data", num_data), as_count("num_particles", num_particles)
+    batch_size = as_count("batch_size", batch_size)
     key_exact, key_proposed = jax.random.split(rng_key)
     limit = DEFAULT_MEMORY if memory_limit is None else memory_limit
     # A scan holds its path twice while it is turned into an array.

@@ -23,6 +23,7 @@ from numpyro.handlers import scale
 from numpyro.infer import ELBO, SVI
 from tqdm.auto import tqdm
 
+from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind, check_unmasked, whole
 from nedm_ppl.inference.bound import TrajectoryBound, unsampled_trajectories
 from nedm_ppl.inference.evaluation import Estimate, estimate, evaluate
 from nedm_ppl.inference.resume import TrainingRecord
@@ -123,10 +124,13 @@ def fit(
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: data that are empty, not finite, of the wrong shape or outside the process's support; num_steps < 1; a
+        ValueError: data that are empty, masked, not finite, of the wrong shape or outside the process's support; num_steps < 1; a
             checkpoint folder in use without `resume`, or of another run.
         NonFiniteLossError: the loss or the weights stopped being finite; the last checkpoint is intact.
     """
+    check_key(rng_key)
+    check_kind("diffusion", diffusion, Diffusion)
+    check_concrete("fit", "numpyro's SVI with inference.TrajectoryBound", rng_key, diffusion, data, context)
     data = _checked(diffusion, data, "data")
     validation = None if validation is None else _checked(diffusion, validation, "validation")
     holdout = None if holdout is None else _checked(diffusion, holdout, "holdout")
@@ -136,15 +140,11 @@ def fit(
         "holdout_": (holdout, holdout_context),
     }
     contexts = {name: _checked_context(diffusion, name, *part, context) for name, part in parts.items()}
-    counts = {
-        "num_steps": num_steps,
-        "batch_size": batch_size,
-        "log_every": log_every,
-        "evaluate_every": evaluate_every,
-    }
-    for name, count in (counts | {"checkpoint_every": checkpoint_every}).items():
-        if count != int(count) or count < 1:
-            raise ValueError(f"{name} must be an integer of at least 1; got {count}.")
+    num_steps, batch_size = as_count("num_steps", num_steps), as_count("batch_size", batch_size)
+    log_every, evaluate_every = as_count("log_every", log_every), as_count("evaluate_every", evaluate_every)
+    checkpoint_every = as_count("checkpoint_every", checkpoint_every)
+    num_times = None if num_times is None else as_count("num_times", num_times)
+    patience = None if patience is None else as_count("patience", patience, least=0)
     if not 0.0 <= average_decay < 1.0:
         raise ValueError(f"average_decay must lie in [0, 1); got {average_decay:g}.")
     if resume and checkpoint is None:
@@ -179,7 +179,10 @@ def fit(
         patience=patience,
         objective=_described(svi.loss),
         contexts=[values for values in (contexts[""], contexts["validation_"]) if values is not None],
-        **(counts | {"batch_size": batch_size}),
+        num_steps=num_steps,
+        batch_size=batch_size,
+        log_every=log_every,
+        evaluate_every=evaluate_every,
     )
     folder = None if checkpoint is None else Path(checkpoint)
     if folder is not None:
@@ -317,6 +320,7 @@ def _described(objective: ELBO) -> str:
 
 
 def _checked(diffusion: Diffusion, x0: ArrayLike, name: str) -> np.ndarray:
+    x0 = whole(name, x0)
     try:
         diffusion.check_data(x0)
     except ValueError as error:
@@ -333,6 +337,7 @@ def _checked_context(
             f"{part}context must be given where its data and the training data's context are, and not elsewhere; got "
             f"{'none' if context is None else 'some'}."
         )
+    check_unmasked(f"{part}context", context)
     return None if x0 is None else rows_of_context(diffusion, context, (len(x0),))
 
 

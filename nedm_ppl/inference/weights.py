@@ -32,6 +32,7 @@ from jax import Array
 from numpyro.distributions import Distribution
 from numpyro.distributions.util import sum_rightmost
 
+from nedm_ppl.arguments import check_unmasked
 from nedm_ppl.inference.divergence import unwrap
 from nedm_ppl.models.diffusion import Diffusion
 
@@ -50,6 +51,8 @@ def trajectory_log_weight(diffusion: Diffusion, x0: Array, path: Array, *, chunk
     Returns:
         Exact, in nats, shape (*sample, *batch).
     """
+    check_unmasked("x0", x0)
+    check_unmasked("path", path)
     last, event_dim = diffusion.num_steps, diffusion.process.event_dim
     states = jnp.moveaxis(path, path.ndim - event_dim - 1, 0)
     x0 = jnp.broadcast_to(x0, states.shape[1:])

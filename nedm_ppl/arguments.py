@@ -1,0 +1,91 @@
+"""What functions ask of their arguments, in a sentence each: whole numbers, random keys, values that are all there.
+
+Nothing here knows of models or inference, so that both may use it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+__all__ = ["as_count", "check_concrete", "check_key", "check_kind", "check_unmasked", "whole"]
+
+
+def as_count(name: str, value: Any, least: int = 1) -> int:
+    """A whole number of at least `least`, however it was typed: 1000, 1e3, an array of shape ().
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        count = None if isinstance(value, bool) or np.ndim(value) else int(value)
+    except (TypeError, ValueError, OverflowError):
+        count = None
+    if count is None or isinstance(value, str) or count != value or count < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+    return count
+
+
+def check_key(rng_key: Any) -> None:
+    """Raise a ValueError where `rng_key` is not one random key of JAX, typed or of the old kind."""
+    dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    if (typed and shape == ()) or (dtype == np.uint32 and shape is not None and len(shape) == 1):
+        return
+    if typed:
+        got = f"keys of shape {shape}. Take one of them, or jax.vmap"
+    elif np.ndim(rng_key) == 0 and isinstance(rng_key, int | np.integer):
+        got = f"the integer {rng_key}. Use jax.random.key({rng_key})"
+    else:
+        got = f"a {type(rng_key).__name__}. The key comes first, then the model"
+    raise ValueError(f"rng_key must be one random key, such as jax.random.key(0); got {got}.")
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Raise a ValueError where `value` is no `kind`."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}; got a {type(value).__name__}.")
+
+
+def check_concrete(function: str, pure: str, *values: Any) -> None:
+    """Raise a ValueError where any of `values` is traced by JAX, for a function that collects what it computes in NumPy.
+
+    Args:
+        function: Its name.
+        pure: What to use in its place, a function that can be traced.
+        values: What it was called with.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+        raise ValueError(
+            f"{function} cannot be traced: it collects results in NumPy, batch by batch. Under jit, vmap or grad use {pure}."
+        )
+
+
+def check_unmasked(name: str, value: Any) -> None:
+    """Raise a ValueError where `value`, an array or a nest of lists, has masked entries, which JAX and NumPy would read as data."""
+    masks = [np.ma.getmaskarray(leaf) for leaf in jax.tree.leaves(value) if np.ma.isMaskedArray(leaf)]
+    if masked := sum(int(mask.sum()) for mask in masks):
+        raise ValueError(
+            f"{name} must hold no masked values; got {masked} of {sum(mask.size for mask in masks)} masked, and what lies "
+            "under a mask is no datum. Drop or impute those data."
+        )
+
+
+def whole(name: str, value: ArrayLike) -> np.ndarray:
+    """Data as an array of which nothing is masked and everything can be squared, divided by a rate and added up.
+
+    Raises:
+        ValueError: masked values, or finite ones beyond the 0.4th power of the largest number (3e15 in float32).
+    """
+    check_unmasked(name, value)
+    values = np.asarray(value)
+    if values.dtype.kind in "fiu":
+        most = float(jnp.finfo(jnp.result_type(float)).max) ** 0.4
+        size = np.abs(values, where=np.isfinite(values), out=np.zeros_like(values)).max(initial=0.0)
+        if size > most:
+            raise ValueError(
+                f"{name} must be at most {most:.1g} in size, beyond which its squares overflow; got {size:.3g}. Scale the data."
+            )
+    return values

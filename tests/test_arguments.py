@@ -1,0 +1,152 @@
+"""What every entry that takes data, keys or counts refuses, in one sentence; and what it takes as it was typed."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nedm_ppl import arguments, inference, models
+
+KEY = jax.random.key(0)
+PROCESS = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(3))
+NETWORK = models.networks.ResidualMLP((2,), (2, 2), 3, width=4, depth=1, key=KEY)
+MODEL = models.Diffusion(PROCESS, models.DriftVariance(NETWORK))
+LABELLED = models.Diffusion(
+    PROCESS, models.DriftVariance(models.Conditional(lambda t, x, c: 0.1 * jnp.stack([x, x]) * c, 0))
+)
+WHITE = models.Diffusion(PROCESS, PROCESS.step)
+DATA = np.array([[1.0, -1.2], [0.4, 0.1], [-0.5, 1.6], [1.3, 0.9], [-0.7, -1.3], [-0.6, 0.0]], np.float32)
+FOUND = inference.Classification(np.zeros((6, 2)), np.zeros((6, 2)), np.log([0.5, 0.5]))
+
+
+def fit(data, **options):
+    return inference.fit(KEY, MODEL, data, **({"num_steps": 2, "batch_size": 3, "progress": False} | options))
+
+
+TAKE_DATA = {
+    "evaluate": lambda x: inference.evaluate(KEY, MODEL, x),
+    "log_likelihood": lambda x: inference.log_likelihood(KEY, MODEL, x, num_particles=2),
+    "classify": lambda x: inference.classify(KEY, LABELLED, x, [0, 1]),
+    "entropy_bounds": lambda x: inference.entropy_bounds(PROCESS, x),
+    "fit": fit,
+    "fit, validation": lambda x: fit(DATA, validation=x),
+    "fit, holdout": lambda x: fit(DATA, holdout=x),
+}
+TAKE_VALUES = TAKE_DATA | {
+    "bound_terms": lambda x: inference.bound_terms(KEY, MODEL, x),
+    "trajectory_log_weight": lambda x: inference.trajectory_log_weight(MODEL, x, np.zeros((6, 3, 2))),
+    "estimate": inference.estimate,
+    "pareto_k": inference.pareto_k,
+    "from_log_weights": inference.LogLikelihood.from_log_weights,
+    "calibration_error": lambda x: inference.calibration_error(x, np.zeros(6, int)),
+    "accuracy": lambda x: FOUND.accuracy(np.ma.array(np.zeros(6, int), mask=x.mask[:, 0])),
+    "contexts": lambda x: inference.evaluate(
+        KEY, LABELLED, DATA, context=np.ma.array(np.zeros(6, int), mask=x.mask[:, 0])
+    ),
+    "a list of rows": lambda x: inference.evaluate(KEY, MODEL, list(x)),
+}
+
+
+@pytest.mark.parametrize("name", TAKE_VALUES)
+def test_masked_values_are_refused_and_counted(name):
+    mask = np.zeros((6, 2), bool)
+    mask[1:3, 0] = True
+    with pytest.raises(ValueError, match=r"must hold no masked values; got 2 of (6|12|4) masked"):
+        TAKE_VALUES[name](np.ma.array(DATA, mask=mask))
+
+
+def test_an_array_that_could_mask_and_does_not_is_an_array():
+    masked = inference.evaluate(KEY, WHITE, np.ma.array(DATA)).total
+    np.testing.assert_array_equal(masked, inference.evaluate(KEY, WHITE, DATA).total)
+
+
+@pytest.mark.parametrize("size", [1e19, -1e20])
+@pytest.mark.parametrize("name", TAKE_DATA)
+def test_values_whose_squares_overflow_are_refused(name, size):
+    message = f"must be at most 3e+15 in size, beyond which its squares overflow; got {abs(size):.3g}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TAKE_DATA[name](np.where(np.arange(12).reshape(6, 2) == 3, size, DATA))
+
+
+def test_values_as_large_as_are_taken_have_finite_bounds_and_flagged_likelihoods():
+    """At 1e15 a log weight is -1e30, its digits 1e23 nats apart: a number, an error of that size, and a flag."""
+    data = np.full((2, 2), 1e15)
+    assert np.all(np.isfinite(inference.evaluate(KEY, WHITE, data).total))
+    result = inference.log_likelihood(KEY, WHITE, data, num_particles=64)
+    assert result.flagged.all() and np.all(result.se > 1e20) and not np.any(np.isneginf(result.k_hat))
+
+
+TRACED = {
+    "evaluate": (lambda x: inference.evaluate(KEY, MODEL, x).total, "inference.bound_terms"),
+    "log_likelihood": (lambda x: inference.log_likelihood(KEY, MODEL, x).log_prob, "inference.trajectory_log_weight"),
+    "classify": (lambda x: inference.classify(KEY, LABELLED, x, [0, 1]).log_prob, "inference.trajectory_log_weight"),
+    "sandwich": (
+        lambda x: inference.sandwich(jax.random.key(x[0, 0].astype(int)), MODEL, 2).lower,
+        "inference.trajectory_log_weight",
+    ),
+    "entropy_bounds": (lambda x: inference.entropy_bounds(PROCESS, x).lower, "step_entropy"),
+    "fit": (lambda x: fit(x).seconds, "inference.TrajectoryBound"),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_conveniences_that_cannot_be_traced_name_what_can(name):
+    function, pure = TRACED[name]
+    message = rf"{name} cannot be traced: .* Under jit, vmap or grad use .*{re.escape(pure)}"
+    for traced in (jax.jit(function), jax.vmap(lambda x: function(x[None]))):
+        with pytest.raises(ValueError, match=message):
+            traced(jnp.asarray(DATA))
+
+
+def test_the_pure_functions_run_under_jit_and_vmap():
+    def bound(key, x):
+        return inference.bound_terms(key, WHITE, x).total
+
+    def weigh(key, x):
+        return inference.trajectory_log_weight(WHITE, x, PROCESS.forward(x).sample(key))
+
+    keys, data = jax.random.split(KEY, 6), jnp.asarray(DATA)
+    for function in (bound, weigh):
+        alone = jax.jit(function)
+        one_by_one = np.stack([alone(key, x) for key, x in zip(keys, data, strict=True)])
+        np.testing.assert_allclose(jax.jit(jax.vmap(function))(keys, data), one_by_one, rtol=1e-5, atol=1e-5)
+
+
+def test_whole_numbers_are_taken_as_they_are_typed():
+    plain = inference.log_likelihood(KEY, WHITE, DATA, num_particles=4, batch_size=8)
+    typed = inference.log_likelihood(KEY, WHITE, DATA, num_particles=4.0, batch_size=np.float64(8.0))
+    np.testing.assert_array_equal(plain.log_weights, typed.log_weights)
+    assert inference.evaluate(KEY, WHITE, DATA, batch_size=3.0, num_times=2.0).times.shape == (2, 6)
+    assert arguments.as_count("n", 1e3) == 1000
+
+
+@pytest.mark.parametrize("value", [2.5, "12", None, True, np.nan, np.inf, [3], 0])
+def test_what_is_no_whole_number_is_named(value):
+    with pytest.raises(ValueError, match=re.escape(f"n must be an integer of at least 1; got {value!r}.")):
+        arguments.as_count("n", value)
+
+
+CALLS = {
+    "evaluate": lambda key, model: inference.evaluate(key, model, DATA),
+    "log_likelihood": lambda key, model: inference.log_likelihood(key, model, DATA),
+    "sandwich": lambda key, model: inference.sandwich(key, model, 2),
+    "fit": lambda key, model: inference.fit(key, model, DATA, num_steps=2),
+    "classify": lambda key, model: inference.classify(key, model, DATA, [0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_no_key_and_no_model_is_named(name):
+    for key, got in (
+        (7, "the integer 7. Use jax.random.key(7)"),
+        (MODEL, "a Diffusion. The key comes first, then the model"),
+        (jax.random.split(KEY, 3), "keys of shape (3,)"),
+        (None, "a NoneType"),
+    ):
+        message = f"rng_key must be one random key, such as jax.random.key(0); got {got}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            CALLS[name](key, MODEL)
+    with pytest.raises(ValueError, match=re.escape("diffusion must be a Diffusion; got a GaussianDiffusion.")):
+        CALLS[name](jax.random.PRNGKey(0), PROCESS)
