@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
-from conftest import chi_square
+from conftest import STANDARD_ERRORS, chi_square, standard_error
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
-from nedm_ppl import models
+from nedm_ppl import inference, models
 from nedm_ppl.models.discrete import quantise
 from nedm_ppl.models.schedules import FixedSchedule, erasing, log_snr_linear
 
@@ -281,6 +281,32 @@ def test_a_flip_rate_of_a_single_bit():
     x = jnp.array([0.0, 1.0])
     kernel = models.FlipRate(lambda t, x: jnp.zeros(()))(process, 2, x)
     np.testing.assert_allclose(kernel.probs, process.step(2, x).probs, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind", [models.DataPrediction, models.NoisePrediction, models.VelocityPrediction, models.DriftVariance]
+)
+def test_a_quantised_first_step_is_a_probability_over_levels_whatever_the_parameterisation(kind):
+    """The kernel at t = 1 over the levels' bins: it sums to 1, is drawn on them, and K is a bound on a probability."""
+
+    def network(t, x):
+        return jnp.stack([0.8 * jnp.sin(x), 0.3 * x - 3.0])
+
+    diffusion = models.Diffusion(REALS, kind(network), first_step="quantised", levels=LEVELS)
+    x1 = jnp.array([[0.3, -1.0], [2.0, 0.25]])
+    law, kernel = diffusion.first_kernel(x1), diffusion.kernel(1, x1)
+    words = jnp.asarray([[a, b] for a in LEVELS for b in LEVELS])
+    total = jnp.sum(jnp.exp(jax.vmap(lambda word: law.log_prob(jnp.broadcast_to(word, (2, 2))))(words)), axis=0)
+    np.testing.assert_allclose(total, 1.0, rtol=1e-5)
+    edge = 0.5 * (LEVELS[0] + LEVELS[1])
+    lowest = stats.norm.logcdf((edge - np.asarray(kernel.mean)) / np.sqrt(kernel.variance)).sum(axis=-1)
+    np.testing.assert_allclose(law.log_prob(jnp.full((2, 2), LEVELS[0])), lowest, rtol=1e-3, atol=1e-4)
+    draws = np.asarray(diffusion.sample(jax.random.key(0), (100,)))
+    assert np.isin(draws, np.float32(LEVELS)).all()
+    x0 = jnp.tile(jnp.asarray(draws[:4]), (200, 1, 1)).reshape(-1, 2)
+    bound = jax.jit(lambda: inference.bound_terms(jax.random.key(1), diffusion, x0).total)()
+    by_datum = np.asarray(bound, np.float64).reshape(200, 4)
+    assert np.all(by_datum.mean(axis=0) < STANDARD_ERRORS * standard_error(by_datum))
 
 
 def test_the_null_of_a_quantised_model_is_the_noise_laws_probability_of_the_levels():

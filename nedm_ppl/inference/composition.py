@@ -9,7 +9,6 @@ A site in plates holds several draws, shape (*batch, *event). Where all that dep
 posterior of its own given the other latents, and a filter of its own. Else they are one datum of shape (*batch, *event).
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from importlib import import_module
@@ -23,7 +22,6 @@ import numpyro
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro import handlers
-from numpyro.distributions import Distribution, Independent
 from numpyro.distributions.distribution import validation_enabled
 from numpyro.distributions.util import is_identically_one
 from numpyro.infer.initialization import init_to_sample
@@ -43,8 +41,7 @@ from nedm_ppl.inference.downstream import (
 from nedm_ppl.inference.multiplier import Multiplier, NormalObservation, Product
 from nedm_ppl.inference.posterior import MultipliedDiffusion, multiply
 from nedm_ppl.models.context import bind, held_by_rows
-from nedm_ppl.models.diffusion import Diffusion
-from nedm_ppl.models.reverse import Parameterisation
+from nedm_ppl.models.stacked import stacked
 
 __all__ = ["Composition", "Member", "compose", "gibbs_interface", "stacked", "target_of"]
 
@@ -216,56 +213,6 @@ def target_of(
     diffusion = prior.diffusion if contexts is None else bind(prior.diffusion, contexts[member])
     sliced = Product(slice_(factor) for factor in product.factors)
     return multiply(diffusion, sliced, **options), of_member(found.apart)
-
-
-def stacked(diffusion: Diffusion, batch_shape: tuple[int, ...]) -> Diffusion:
-    """Independent draws of a model as one datum of shape (*batch, *event)."""
-    if not batch_shape:
-        return diffusion
-    process = dataclasses.replace(diffusion.process, event_shape=(*batch_shape, *diffusion.event_shape))
-    reverse: Any = diffusion.reverse
-    if isinstance(reverse, Parameterisation):
-        network = _Each(reverse.network, len(batch_shape))
-        reverse = eqx.tree_at(lambda r: r.network, reverse, network, is_leaf=lambda node: node is reverse.network)
-    else:
-        reverse = _Together(reverse, len(batch_shape))
-    levels = None if hasattr(reverse, "levels") else diffusion.levels
-    return Diffusion(process, reverse, first_step=diffusion.first_step, levels=levels)
-
-
-class _Each(eqx.Module):
-    """A network of one datum, on every draw of a stack."""
-
-    leaves: list[Any]  # of the network, taken apart: a batch of contexts in it is the stack's, and no other batch's
-    structure: Any = eqx.field(static=True)
-    num_axes: int = eqx.field(static=True)
-
-    def __init__(self, network: Callable[[ArrayLike, Array], Array], num_axes: int):
-        self.leaves, self.structure = jax.tree.flatten(network)
-        self.num_axes = num_axes
-
-    def __call__(self, t: ArrayLike, x: Array) -> Array:
-        network = jax.tree.unflatten(self.structure, self.leaves)
-        batch_shape = x.shape[: self.num_axes]
-        rows = x.reshape(-1, *x.shape[self.num_axes :])
-        contexts = held_by_rows(network, batch_shape)
-        if contexts is None:
-            output = jax.vmap(network, (None, 0))(t, rows)
-        else:
-            output = jax.vmap(lambda context, row: bind(network, context)(t, row))(contexts, rows)
-        return output.reshape(*batch_shape, *output.shape[1:])
-
-
-class _Together(eqx.Module):
-    """A kernel of one datum, as the kernel of a stack."""
-
-    kernel: Callable[[ArrayLike, Array], Distribution]
-    num_axes: int = eqx.field(static=True)
-
-    def __call__(self, t: ArrayLike, x: Array) -> Distribution:
-        law = self.kernel(t, x)
-        base = law.base_dist if isinstance(law, Independent) else law
-        return base.to_event(law.event_dim - base.event_dim + self.num_axes)
 
 
 def _concrete(leaf: Any) -> Any:

@@ -26,7 +26,7 @@ from numpyro.distributions import Distribution, Independent, Normal
 
 from nedm_ppl.models.chain import MarkovChain
 from nedm_ppl.models.context import bind, checked, conditionals, num_contexts
-from nedm_ppl.models.discrete import check_levels, quantise
+from nedm_ppl.models.discrete import Levels, check_levels, quantise
 from nedm_ppl.models.flow import DiffusionFlow, probability_flow
 from nedm_ppl.models.prior import DiffusionPrior
 from nedm_ppl.models.process import DiffusionProcess
@@ -123,7 +123,9 @@ class Diffusion(eqx.Module):
                 f"reverse must return a distribution of event shape {self.event_shape}; got batch shape {law.batch_shape} and "
                 f"event shape {law.event_shape}. Add .to_event({self.process.event_dim})."
             )
-        return law
+        # A law that does not look at x has no batch axes of its own.
+        batch_shape = jnp.broadcast_shapes(law.batch_shape, jnp.shape(x)[: jnp.ndim(x) - self.process.event_dim])
+        return law if law.batch_shape == batch_shape else law.expand(batch_shape)
 
     def first_kernel(self, x1: Array) -> Distribution:
         r"""The first step $p(x_0 | x_1)$."""
@@ -131,11 +133,12 @@ class Diffusion(eqx.Module):
             return self.process.step(1, x1)
         if self.first_step == "learned":
             return self.kernel(1, x1)
-        if hasattr(self.reverse, "data_law"):
-            return self.reverse.data_law(self.process, 1, x1)
         assert self.levels is not None  # checked at construction
-        kernel = self.kernel(1, x1)
-        normal = kernel.base_dist if isinstance(kernel, Independent) else kernel
+        predicts = isinstance(self.reverse, Prediction)
+        law = self.reverse.data_law(self.process, 1, x1) if predicts else self.kernel(1, x1)
+        normal = law.base_dist if isinstance(law, Independent) else law
+        if isinstance(normal, Levels):
+            return law
         if not isinstance(normal, Normal):
             raise ValueError(
                 f"first_step 'quantised' integrates a Gaussian kernel at t = 1; got a {type(normal).__name__}. "
