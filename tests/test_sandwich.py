@@ -111,7 +111,10 @@ def test_to_arviz():
 
 @pytest.mark.parametrize(
     ("num_data", "num_particles", "message"),
-    [(0, 4, "num_data must be an integer of at least 1; got 0."), (3, 0, "num_particles must be an integer of at least 1; got 0.")],
+    [
+        (0, 4, "num_data must be an integer of at least 1; got 0."),
+        (3, 0, "num_particles must be an integer of at least 1; got 0."),
+    ],
 )
 def test_bad_requests_are_named(num_data, num_particles, message):
     with pytest.raises(ValueError, match=re.escape(message)):

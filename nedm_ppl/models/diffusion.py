@@ -134,8 +134,8 @@ class Diffusion(eqx.Module):
         if self.first_step == "learned":
             return self.kernel(1, x1)
         assert self.levels is not None  # checked at construction
-        predicts = isinstance(self.reverse, Prediction)
-        law = self.reverse.data_law(self.process, 1, x1) if predicts else self.kernel(1, x1)
+        reverse = self.reverse
+        law = reverse.data_law(self.process, 1, x1) if isinstance(reverse, Prediction) else self.kernel(1, x1)
         normal = law.base_dist if isinstance(law, Independent) else law
         if isinstance(normal, Levels):
             return law

@@ -28,11 +28,9 @@ def stacked(diffusion: Diffusion, batch_shape: tuple[int, ...]) -> Diffusion:
         return diffusion
     process = dataclasses.replace(diffusion.process, event_shape=(*batch_shape, *diffusion.event_shape))
     one, reverse = _Apart(diffusion.reverse), diffusion.reverse
-    stack: Any
-    if isinstance(reverse, Prediction):
-        stack = _StackedPrediction(one, diffusion.event_shape)
-    elif isinstance(reverse, Parameterisation):
-        stack = _StackedParameterisation(one, diffusion.event_shape)
+    if isinstance(reverse, Parameterisation):
+        kind: Any = _StackedPrediction if isinstance(reverse, Prediction) else _StackedParameterisation
+        stack = kind(one, diffusion.event_shape)
     else:
         stack = _StackedKernel(one, len(batch_shape))
     return Diffusion(process, stack, first_step=diffusion.first_step, levels=diffusion.levels)
@@ -67,8 +65,8 @@ class _Stacked(Parameterisation):
     one: _Apart
     event_shape: tuple[int, ...] = eqx.field(static=True)
 
-    @property
-    def network(self) -> Network:
+    @property  # type: ignore[misc]  # a field of every other parameterisation
+    def network(self) -> Network:  # type: ignore[override]
         return self.one.whole().network
 
     def __call__(self, process: DiffusionProcess, t: ArrayLike, x: Array) -> Distribution:
