@@ -1,28 +1,37 @@
 # make demo   train a diffusion model on real handwritten digits, into results/digits
 # make test   formatting, lint, types, tests
-# Both make .venv and install the package with pinned dependencies first; a machine needs Python 3.11 or newer.
+# Both first install the package, with pinned dependencies, for the Python that PYTHON names: 3.11 or newer. Every version has an
+# environment of its own, .venv/3.11 for one. Python 3.11 gets the lowest versions that pyproject.toml allows, a newer one the newest.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-BIN := .venv/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("{}.{}".format(*sys.version_info))')
+PINS := $(if $(filter 3.11,$(VERSION)),constraints-lowest.txt,constraints-newest.txt)
+VENV := .venv/$(VERSION)
+BIN := $(VENV)/bin
+TESTS ?= tests
 
-.PHONY: demo test install clean
+.PHONY: demo test lint pytest install clean
 
 demo: install
 	$(BIN)/nedm run digits --out results/digits --resume
 
-test: install
+test: lint pytest
+
+lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile
 
-install: .venv/installed
+pytest: install
+	$(BIN)/pytest -n 2 --dist worksteal $(TESTS)
 
-.venv/installed: pyproject.toml constraints.txt
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with make PYTHON=...")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
+	$(BIN)/python -m pip install --quiet --constraint $(PINS) --editable '.[test,bench]'
 	@touch $@
 
 clean:

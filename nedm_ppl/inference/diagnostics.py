@@ -196,7 +196,7 @@ def likelihood_to_elpd(result: LogLikelihood) -> Any:
     """Pointwise log likelihood of held-out data as ArviZ's `ELPDData`, for `az.compare` of trained models.
 
     The data must not have been trained on, and be the same in the same order for every model compared: differences are
-    paired by datum. ArviZ knows leave-one-out estimates alone, so `elpd_loo` is the name under which the holdout's sum travels;
+    paired by datum. ArviZ before 1 knows leave-one-out estimates alone, so there `elpd_loo` is the holdout's sum;
     nothing is left out or reweighted, and there is no effective number of parameters (NaN). `se` is over data and
     trajectories; the differences' `dse` likewise. `az.compare` prints "warning" where any datum is flagged.
 
@@ -230,16 +230,14 @@ def likelihood_to_elpd(result: LogLikelihood) -> Any:
         "elpd_i": pointwise,
         "pareto_k": pointwise.copy(data=result.k_hat.ravel()),
     }
+    az = _arviz()
     if _arviz_1():
-        from arviz_stats.utils import ELPDData
-
-        return ELPDData(kind="loo", **parts)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        from arviz.stats.stats_utils import ELPDData
+        # ArviZ 1.0 must be told one of its own criteria; 1.3 has a class for a criterion that is none of them.
+        kind = {} if "kind" not in az.ELPDData.__dataclass_fields__ else {"kind": "loo"}
+        return az.ELPDData(**kind, **parts)
     names = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
     # The first entry's name says which criterion it is; printing reads the first three in this order.
-    return ELPDData(data=list(parts.values()), index=[names.get(name, name) for name in parts])
+    return az.ELPDData(data=list(parts.values()), index=[names.get(name, name) for name in parts])
 
 
 def sandwich_to_arviz(result: Sandwich, *, units: str = "nats") -> Any:
@@ -486,8 +484,12 @@ def _container(groups: Mapping[str, "xr.Dataset"]) -> Any:
 
         root = xr.Dataset(attrs=_attributes())
         return xr.DataTree.from_dict({"/": root, **{f"/{name}": group for name, group in groups.items()}})
+    return _arviz().InferenceData(attrs=_attributes(), warn_on_custom_groups=False, **groups)
+
+
+def _arviz() -> Any:
     with warnings.catch_warnings():
         # ArviZ 0.23 announces 1.0 with a FutureWarning at import; this file is ready for it.
         warnings.simplefilter("ignore", FutureWarning)
-        import arviz as az
-    return az.InferenceData(attrs=_attributes(), warn_on_custom_groups=False, **groups)
+        import arviz
+    return arviz
