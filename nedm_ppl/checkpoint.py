@@ -87,8 +87,8 @@ def save(diffusion: models.Diffusion, folder: str | os.PathLike, *, overwrite: b
     new.mkdir()
     try:
         # NumPy's files know no bfloat16: its bits are stored.
-        stored = {name: array.view(_stored(array.dtype)) for name, array in writer.arrays.items()}
-        np.savez(new / ARRAYS, **stored)  # type: ignore[arg-type]
+        stored: dict[str, Any] = {name: array.view(_stored(array.dtype)) for name, array in writer.arrays.items()}
+        np.savez(new / ARRAYS, **stored)
         document = {
             "format": FORMAT,
             "version": VERSION,
