@@ -81,6 +81,23 @@ def test_what_is_not_known_holds_for_every_value():
     assert sources(whole[0]) == [1]
 
 
+SUMS = {
+    "of functions of one coordinate": (lambda x: jnp.sum(jnp.cosh(x)) + 2.0 * x[0] ** 3, True),
+    "weighted": (lambda x: jnp.arange(4.0) @ jnp.exp(x), True),
+    "of pairs": (lambda x: jnp.sum(x[1:] * x[:-1]), False),
+    "squared": (lambda x: jnp.square(jnp.sum(x)), False),
+    "times a function": (lambda x: jnp.sum(x) * x[0], False),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_sums(name):
+    function, expected = SUMS[name]
+    assert bool(structure(function, X).is_sum) is expected
+    hessian = np.asarray(jax.hessian(function)(jnp.array([0.3, -1.0, 0.7, 2.0])))
+    assert (np.abs(hessian - np.diag(np.diagonal(hessian))).max() == 0.0) is expected
+
+
 def test_groups():
     rows = np.repeat(np.arange(3)[:, None], 2, axis=1)
     apart = structure(lambda x: x.sum(-1), jnp.zeros((3, 2)), groups=rows)

@@ -1,8 +1,8 @@
 r"""What a function's outputs depend on, and whether they are affine in its input: read from its jaxpr, never from values.
 
 Every element of every array on the way carries a mark. Its *source* says which groups of x the element depends on: none, one of
-them, or several; a group is a coordinate of x by default, or a row of a plate. Its *affine* says whether it is an affine function
-of x, for every value of everything else. Where a primitive is not known here, its outputs are taken to depend on all its inputs,
+them, or several; a group is a coordinate of x by default, or a row of a plate. Its *form* says whether it is an affine function of
+x, for every value of everything else, or at least a sum of functions of one group each. Where a primitive is not known here, its outputs are taken to depend on all its inputs,
 and not to be affine: a mark may say too much, never too little.
 """
 
@@ -17,94 +17,25 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 __all__ = ["Mark", "structure"]
 
+SUM, AFFINE = np.int8(1), np.int8(2)
 NOTHING = np.iinfo(np.int32).max  # the smallest group of an element that depends on none
 
 LONGEST_SCAN = 1000  # rounds; what a longer one returns is taken to depend on all it is given
 
 LINEAR = {"neg", "add", "sub", "add_any", "copy", "copy_p", "real", "imag", "sharding_constraint"}
-ELEMENTWISE = (
-    set(
-        [
-            "abs",
-            "acos",
-            "acosh",
-            "and",
-            "asin",
-            "asinh",
-            "atan",
-            "atan2",
-            "atanh",
-            "bessel_i0e",
-            "bessel_i1e",
-            "cbrt",
-            "ceil",
-            "clamp",
-            "convert_element_type",
-            "cos",
-            "cosh",
-            "digamma",
-            "eq",
-            "erf",
-            "erf_inv",
-            "erfc",
-            "exp",
-            "exp2",
-            "expm1",
-            "floor",
-            "ge",
-            "gt",
-            "igamma",
-            "igammac",
-            "integer_pow",
-            "is_finite",
-            "le",
-            "lgamma",
-            "log",
-            "log1p",
-            "logistic",
-            "lt",
-            "max",
-            "min",
-            "mul",
-            "ne",
-            "nextafter",
-            "not",
-            "or",
-            "polygamma",
-            "pow",
-            "regularized_incomplete_beta",
-            "rem",
-            "round",
-            "rsqrt",
-            "select_n",
-            "shift_left",
-            "shift_right_arithmetic",
-            "shift_right_logical",
-            "sign",
-            "sin",
-            "sinh",
-            "sqrt",
-            "square",
-            "tan",
-            "tanh",
-            "div",
-            "xor",
-            "zeta",
-        ]
-    )
-    | LINEAR
-)
-CALLS = {
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "remat",
-    "remat2",
-    "checkpoint",
-    "custom_jvp_call",
-    "custom_vjp_call",
+# fmt: off
+ELEMENTWISE = LINEAR | {
+    "abs", "acos", "acosh", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp",
+    "convert_element_type", "cos", "cosh", "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge",
+    "gt", "igamma", "igammac", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min", "mul",
+    "ne", "nextafter", "not", "or", "polygamma", "pow", "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n",
+    "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh", "xor",
+    "zeta",
 }
+CALLS = {
+    "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call",
+}
+# fmt: on
 # Of one operand, or of several of equal standing, and of places that are parameters: the same is done to the marks.
 MOVES = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "rev", "slice", "concatenate", "pad"}
 REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"}
@@ -117,14 +48,25 @@ class Mark(NamedTuple):
     Attributes:
         low, high: The smallest and the largest group that an element depends on; equal where there is one. Where there is none
             `high` is -1.
-        affine: Whether the element is an affine function of x, given everything else.
+        form: `AFFINE` where the element is an affine function of x, given everything else; `SUM` where it is a sum of functions of
+            one group each; else 0.
         value: The array itself, where it is made of integers or booleans and of nothing that varies; else None.
     """
 
     low: np.ndarray
     high: np.ndarray
-    affine: np.ndarray
+    form: np.ndarray
     value: Any = None
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Whether an element is an affine function of x, given everything else."""
+        return self.form == AFFINE
+
+    @property
+    def is_sum(self) -> np.ndarray:
+        """Whether an element is a sum of functions of one group each."""
+        return self.form >= SUM
 
     @property
     def depends(self) -> np.ndarray:
@@ -152,7 +94,7 @@ def structure(function: Callable[..., Any], x: Array, *others: Any, groups: np.n
     closed, shapes = jax.make_jaxpr(lambda x, others: function(x, *others), return_shape=True)(x, others)
     size = int(np.size(x))
     groups = np.arange(size).reshape(np.shape(x)) if groups is None else np.asarray(groups)
-    own = Mark(groups.astype(np.int32), groups.astype(np.int32), np.ones(np.shape(x), bool))
+    own = Mark(groups.astype(np.int32), groups.astype(np.int32), np.full(np.shape(x), AFFINE))
     rest = [_nothing(np.shape(leaf)) for leaf in jax.tree.leaves(others)]
     with jax.ensure_compile_time_eval():
         marks = _run(closed, [own, *rest])
@@ -160,7 +102,7 @@ def structure(function: Callable[..., Any], x: Array, *others: Any, groups: np.n
 
 
 def _nothing(shape: tuple[int, ...], value: Any = None) -> Mark:
-    return Mark(np.full(shape, NOTHING, np.int32), np.full(shape, -1, np.int32), np.ones(shape, bool), value)
+    return Mark(np.full(shape, NOTHING, np.int32), np.full(shape, -1, np.int32), np.full(shape, AFFINE), value)
 
 
 def _constant(value: Any) -> Mark:
@@ -204,14 +146,8 @@ def _equation(equation: Any, marks: list[Mark]) -> list[Mark]:
     if name in MOVES:
         return [_moved(equation, marks, shapes[0])]
     if name in REDUCTIONS:
-        axes = params["axes"]
-        return [
-            Mark(
-                marks[0].low.min(axes),
-                marks[0].high.max(axes, initial=-1),
-                marks[0].affine.all(axes) if name == "reduce_sum" else ~marks[0].depends.any(axes),
-            )
-        ]
+        low, high = marks[0].low.min(params["axes"]), marks[0].high.max(params["axes"])
+        return [_mark(low, high, marks[0].form.min(params["axes"]) if name == "reduce_sum" else 0)]
     if name in CUMULATIVE:
         return [_cumulative(name, params, marks[0])]
     if name == "dot_general":
@@ -219,21 +155,33 @@ def _equation(equation: Any, marks: list[Mark]) -> list[Mark]:
     if name in ("gather", "dynamic_slice") and all(mark.value is not None for mark in marks[1:]):
         where = [jnp.asarray(mark.value) for mark in marks[1:]]
         filled = name == "gather" and params.get("fill_value") is None and "FILL" in str(params.get("mode"))
-        low, high, affine = (
-            np.asarray(equation.primitive.bind(jnp.asarray(part), *where, **_filled(params, fill, filled)))
-            for part, fill in zip((marks[0].low, marks[0].high, marks[0].affine), (NOTHING, -1, True), strict=True)
-        )
-        return [Mark(low, high, affine.astype(bool))]
+        parts = zip(marks[0][:3], (NOTHING, -1, AFFINE), strict=True)
+        return [
+            Mark(
+                *(
+                    np.asarray(equation.primitive.bind(jnp.asarray(part), *where, **_filled(params, fill, filled)))
+                    for part, fill in parts
+                )
+            )
+        ]
     if name in ("scatter", "scatter-add", "dynamic_update_slice"):
         return [_written(equation, marks)]
     if name in ("conv_general_dilated", "gather", "dynamic_slice", "fft"):
         places = marks[1:] if name != "conv_general_dilated" else []
         both = name == "conv_general_dilated" and all(mark.depends.any() for mark in marks)
-        is_affine = (
-            not both and not any(mark.depends.any() for mark in places) and all(mark.affine.all() for mark in marks)
-        )
-        return [_all(marks, shape, is_affine) for shape in shapes]
-    return [_all(marks, shape, False) for shape in shapes]
+        general = both or any(mark.depends.any() for mark in places)
+        return [_all(marks, shape, 0 if general else _least(marks)) for shape in shapes]
+    return [_all(marks, shape, 0) for shape in shapes]
+
+
+def _mark(low: np.ndarray, high: np.ndarray, form: Any) -> Mark:
+    """Of at least this form: what depends on nothing is affine, and what depends on one group is a sum of functions of it."""
+    least = np.where(high < 0, AFFINE, np.where(low == high, SUM, 0))
+    return Mark(low, high, np.maximum(form, least).astype(np.int8))
+
+
+def _least(marks: list[Mark]) -> int:
+    return min(int(mark.form.min(initial=AFFINE)) for mark in marks)
 
 
 def _filled(params: dict[str, Any], fill: Any, needed: bool) -> dict[str, Any]:
@@ -258,32 +206,34 @@ def _is_whole(dtype: Any) -> bool:
     )
 
 
-def _all(marks: list[Mark], shape: tuple[int, ...], affine: bool) -> Mark:
+def _all(marks: list[Mark], shape: tuple[int, ...], form: int) -> Mark:
     """Every element depends on all that any input depends on."""
     low = min(int(mark.low.min(initial=NOTHING)) for mark in marks)
     high = max(int(mark.high.max(initial=-1)) for mark in marks)
-    return Mark(np.full(shape, low, np.int32), np.full(shape, high, np.int32), np.full(shape, affine or high < 0))
+    return _mark(np.full(shape, low, np.int32), np.full(shape, high, np.int32), form)
 
 
 def _elementwise(name: str, params: dict[str, Any], marks: list[Mark], shape: tuple[int, ...]) -> Mark:
     low, high = np.full(shape, NOTHING, np.int32), np.full(shape, -1, np.int32)
     for mark in marks:
         low, high = np.minimum(low, mark.low), np.maximum(high, mark.high)
-    constant = high < 0
+    form: Any = 0
     if name in LINEAR or (name == "integer_pow" and params["y"] == 1):
-        affine = np.logical_and.reduce([np.broadcast_to(mark.affine, shape) for mark in marks])
+        form = np.minimum.reduce([np.broadcast_to(mark.form, shape) for mark in marks])
     elif name == "mul":
-        one, other = marks
-        affine = (~one.depends & other.affine) | (one.affine & ~other.depends)
+        form = _product(*marks)
     elif name == "div":
-        affine = marks[0].affine & ~marks[1].depends
+        form = np.where(marks[1].depends, 0, marks[0].form)
     elif name == "select_n":
-        affine = ~marks[0].depends & np.logical_and.reduce([np.broadcast_to(mark.affine, shape) for mark in marks[1:]])
-    elif name == "convert_element_type":
-        affine = marks[0].affine & jnp.issubdtype(params["new_dtype"], jnp.inexact)
-    else:
-        affine = constant
-    return Mark(low, high, np.broadcast_to(affine | constant, shape))
+        cases = np.minimum.reduce([np.broadcast_to(mark.form, shape) for mark in marks[1:]])
+        form = np.where(marks[0].depends, 0, cases)
+    elif name == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.inexact):
+        form = marks[0].form
+    return _mark(low, high, form)
+
+
+def _product(one: Mark, other: Mark) -> np.ndarray:
+    return np.where(one.depends, np.where(other.depends, 0, one.form), other.form)
 
 
 def _moved(equation: Any, marks: list[Mark], shape: tuple[int, ...]) -> Mark:
@@ -309,13 +259,8 @@ def _moved(equation: Any, marks: list[Mark], shape: tuple[int, ...]) -> Mark:
             return np.concatenate(parts, params["dimension"])
         return np.asarray(equation.primitive.bind(*map(jnp.asarray, parts), **params))
 
-    parts = (
-        [mark.low for mark in marks],
-        [mark.high for mark in marks],
-        [mark.affine.astype(np.int32) for mark in marks],
-    )
-    low, high, affine = map(move, parts)
-    return Mark(low, high, affine.astype(bool))
+    low, high = move([mark.low for mark in marks]), move([mark.high for mark in marks])
+    return Mark(low, high, move([mark.form.astype(np.int32) for mark in marks]).astype(np.int8))
 
 
 def _cumulative(name: str, params: dict[str, Any], mark: Mark) -> Mark:
@@ -326,8 +271,11 @@ def _cumulative(name: str, params: dict[str, Any], mark: Mark) -> Mark:
         part = function.accumulate(part, axis)
         return np.flip(part, axis) if params["reverse"] else part
 
-    high = along(np.maximum, mark.high)
-    return Mark(along(np.minimum, mark.low), high, along(np.logical_and, mark.affine) if name == "cumsum" else high < 0)
+    low, high = along(np.minimum, mark.low), along(np.maximum, mark.high)
+    return _mark(low, high, along(np.minimum, mark.form) if name == "cumsum" else 0)
+
+
+REDUCED = (np.minimum, np.maximum, np.minimum)
 
 
 def _dot(numbers: Any, one: Mark, other: Mark, shape: tuple[int, ...]) -> Mark:
@@ -347,16 +295,12 @@ def _dot(numbers: Any, one: Mark, other: Mark, shape: tuple[int, ...]) -> Mark:
         kept = part.shape[: len(batched)], part.shape[len(batched) :]
         return part.reshape(*kept[0], *kept[1], *extra) if lead else part.reshape(*kept[0], *extra, *kept[1])
 
-    ways = ((contract_one, batch_one, True), (contract_other, batch_other, False))
-    low, high, affine, depends = [], [], [], []
-    for mark, (contracted, batched, lead) in zip((one, other), ways, strict=True):
-        low.append(rows(mark.low, contracted, batched, np.minimum, lead))
-        high.append(rows(mark.high, contracted, batched, np.maximum, lead))
-        affine.append(rows(mark.affine, contracted, batched, np.logical_and, lead))
-        depends.append(high[-1] >= 0)
-    is_affine = (~depends[0] & affine[1]) | (affine[0] & ~depends[1])
-    whole = np.minimum(*low), np.maximum(*high), is_affine
-    return Mark(*(np.broadcast_to(part, shape) for part in whole))
+    first, second = (
+        Mark(*(rows(part, *way[:2], reduce, way[2]) for part, reduce in zip(mark[:3], REDUCED, strict=True)))
+        for mark, way in ((one, (contract_one, batch_one, True)), (other, (contract_other, batch_other, False)))
+    )
+    whole = np.minimum(first.low, second.low), np.maximum(first.high, second.high), _product(first, second)
+    return _mark(*(np.broadcast_to(part, shape) for part in whole))
 
 
 def _written(equation: Any, marks: list[Mark]) -> Mark:
@@ -366,16 +310,13 @@ def _written(equation: Any, marks: list[Mark]) -> Mark:
         operand, updates, places = marks[0], marks[1], marks[2:]
     else:
         operand, places, updates = marks[0], marks[1:2], marks[2]
-    affine = bool(operand.affine.all() and updates.affine.all()) and not any(mark.depends.any() for mark in places)
+    form = 0 if any(mark.depends.any() for mark in places) else _least([operand, updates])
     if any(mark.value is None for mark in places):
-        return _all(marks, shape, affine)
+        return _all(marks, shape, form)
     where = [jnp.asarray(mark.value) for mark in places]
     if name == "dynamic_update_slice":
-        parts = ((operand.low, updates.low), (operand.high, updates.high), (operand.affine, updates.affine))
-        low, high, each = (
-            np.asarray(equation.primitive.bind(jnp.asarray(a), jnp.asarray(b), *where)) for a, b in parts
-        )
-        return Mark(low, high, each)
+        parts = zip(operand[:3], updates[:3], strict=True)
+        return Mark(*(np.asarray(equation.primitive.bind(jnp.asarray(a), jnp.asarray(b), *where)) for a, b in parts))
     params = equation.params
     ways = (jax.lax.scatter,) * 2 if name == "scatter" else (jax.lax.scatter_min, jax.lax.scatter_max)
     options = {k: params[k] for k in ("indices_are_sorted", "unique_indices", "mode")}
@@ -383,7 +324,7 @@ def _written(equation: Any, marks: list[Mark]) -> Mark:
         np.asarray(way(jnp.asarray(a), where[0], jnp.asarray(b), params["dimension_numbers"], **options))
         for way, a, b in zip(ways, (operand.low, operand.high), (updates.low, updates.high), strict=True)
     )
-    return Mark(low, high, np.full(shape, affine) | (high < 0))
+    return _mark(low, high, form)
 
 
 def _cond(branches: Any, marks: list[Mark]) -> list[Mark]:
@@ -395,8 +336,8 @@ def _cond(branches: Any, marks: list[Mark]) -> list[Mark]:
     for outs in zip(*ways, strict=True):
         low = np.minimum(np.minimum.reduce([out.low for out in outs]), which.low)
         high = np.maximum(np.maximum.reduce([out.high for out in outs]), which.high)
-        affine = np.logical_and.reduce([out.affine for out in outs]) & (not which.depends.any())
-        together.append(Mark(low, high, affine | (high < 0)))
+        form = 0 if which.depends.any() else np.minimum.reduce([out.form for out in outs])
+        together.append(_mark(low, high, form))
     return together
 
 
@@ -411,11 +352,11 @@ def _scan(params: dict[str, Any], marks: list[Mark]) -> list[Mark]:
     order = range(length)[::-1] if params["reverse"] else range(length)
     rows: dict[int, list[Mark]] = {}
     for i in order:
-        row = [Mark(mark.low[i], mark.high[i], mark.affine[i]) for mark in series]
+        row = [Mark(mark.low[i], mark.high[i], mark.form[i]) for mark in series]
         outs = _run(params["jaxpr"], [*consts, *carry, *row])
         carry, rows[i] = outs[:num_carry], outs[num_carry:]
     stacked = [
-        Mark(*(np.stack([getattr(rows[i][j], part) for i in range(length)]) for part in ("low", "high", "affine")))
+        Mark(*(np.stack([getattr(rows[i][j], part) for i in range(length)]) for part in ("low", "high", "form")))
         for j in range(len(rows[0]) if rows else 0)
     ]
     return [*carry, *stacked]
