@@ -43,6 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nedm_ppl import models
+from nedm_ppl.files import sync
 
 __all__ = ["ModelFolderError", "load", "save"]
 
@@ -99,7 +100,7 @@ def save(diffusion: models.Diffusion, folder: str | os.PathLike, *, overwrite: b
         }
         (new / TREE).write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
         for path in (new / ARRAYS, new / TREE, new):
-            _sync(path)
+            sync(path)
         _move_into_place(new, folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
@@ -448,7 +449,7 @@ def _move_into_place(new: Path, folder: Path) -> None:
     """Rename `new` to `folder`. What was there steps aside first and goes last: at every moment one model is whole."""
     if not folder.exists():
         os.replace(new, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         return
     old = folder.with_name(f".{folder.name}.{uuid4().hex}.old")
     os.replace(folder, old)
@@ -457,15 +458,7 @@ def _move_into_place(new: Path, folder: Path) -> None:
     except BaseException:
         os.replace(old, folder)
         raise
-    _sync(folder.parent)
+    sync(folder.parent)
     for name in (TREE, ARRAYS):
         (old / name).unlink(missing_ok=True)
     old.rmdir()
-
-
-def _sync(path: Path) -> None:
-    """Make a write, or a folder's renames, outlast a power cut."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

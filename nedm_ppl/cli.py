@@ -101,6 +101,7 @@ def sample(
     import jax
     import numpy as np
 
+    from nedm_ppl.files import whole
     from nedm_ppl.models import Diffusion
 
     if num_samples < 1:
@@ -112,7 +113,7 @@ def sample(
     diffusion = Diffusion.load(_model_folder(model)).given(context)
     with console.status(f"Sampling {diffusion.num_steps} steps"):
         samples = eqx.filter_jit(lambda d, key: d.sample(key, (num_samples,)))(diffusion, jax.random.key(seed))
-        with out.open("xb") as file:
+        with whole(out) as file:
             np.save(file, np.asarray(samples))
     console.print(f"{num_samples} samples of shape {diffusion.event_shape} are in {out}.", markup=False)
 
@@ -135,6 +136,7 @@ def loglik(
 
     import jax
 
+    from nedm_ppl.files import write_netcdf, write_outputs
     from nedm_ppl.inference import TargetNotReachedWarning, log_likelihood
     from nedm_ppl.models import Diffusion
 
@@ -159,8 +161,9 @@ def loglik(
             max_particles=max_particles,
             progress=sys.stderr.isatty() or sys.stdout.isatty(),
         )
-    result.to_arviz().to_netcdf(str(out))
     console.print(_likelihood_table(result.summary()))
+    what = {out.name: lambda file: write_netcdf(file, result.to_arviz())}
+    write_outputs(out.parent, what, "The table has the means.")
     console.print(f"Estimates, errors, diagnostics and log weights of every datum are in {out}.", markup=False)
 
 
@@ -408,9 +411,9 @@ def _metrics_table(metrics: dict, published: str = "") -> Table:
 
 
 def main() -> None:
-    """Run the command line; anything a person can repair is one sentence and exit code 2."""
+    """Run the command line. A mistake is one sentence and exit code 2; what the machine refuses, a full disk, 1."""
     try:
         app()
     except (ValueError, FloatingPointError, OSError) as error:
         Console(stderr=True).print(Text("nedm: ", "bold red") + Text(str(error)), soft_wrap=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ValueError | FloatingPointError) else 1)

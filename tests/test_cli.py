@@ -340,3 +340,41 @@ def test_damaged_metrics_beside_a_model_are_one_sentence(run_folder, capsys):
     file.write_text("{")
     code, said = nedm("show", run_folder / "swiss-roll-rbf", capsys=capsys)
     assert code == 2 and "metrics.json is damaged; remove it, or run the experiment again." in said
+
+
+def broken(*_, **__):
+    raise ModuleNotFoundError("No module named 'h5py'")
+
+
+@pytest.mark.parametrize(
+    ("where", "lost"),
+    [
+        ("xarray.DataTree.to_netcdf", ["training.nc", "bound.nc", "likelihood.nc", "thermodynamics.nc"]),
+        ("nedm_ppl.plotting.loss_curve", ["loss.png"]),
+        ("nedm_ppl.experiments.base.thermodynamics_figure", ["thermodynamics.png"]),
+        ("nedm_ppl.experiments.base.inference.log_likelihood", ["metrics.json"]),
+    ],
+)
+def test_what_was_trained_is_kept_whatever_else_cannot_be_written(where, lost, tmp_path, capsys, monkeypatch):
+    out, arguments = tmp_path / "out", ["run", "swiss-roll", "--out", tmp_path / "out", *SMALL["swiss-roll"]]
+    monkeypatch.setattr(where, broken)
+    code, said = nedm(*arguments, capsys=capsys)
+    assert code == 1 and "No module named 'h5py'" in said and "Traceback" not in said and str(out) in said
+    assert Diffusion.load(out / "model").num_steps == 4
+    present = {path.name for path in out.iterdir()}
+    assert not present & set(lost) and not any(name.endswith(".new") for name in present)
+    if lost != ["metrics.json"]:
+        assert json.loads((out / "metrics.json").read_text())["train_steps"] == 20
+        assert present >= {"figure1.png", "bound.nc", "thermodynamics.png"} - set(lost)
+    monkeypatch.undo()
+
+
+def test_numbers_are_kept_where_the_draws_cannot_be_written(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("xarray.DataTree.to_netcdf", broken)
+    few = ["--num", 2, "--particles", 4]
+    code, said = nedm("denoise", run_folder / "heartbeat", *few, "--out", tmp_path / "denoised", capsys=capsys)
+    assert code == 1 and "posterior.nc could not be written" in said
+    assert sorted(path.name for path in (tmp_path / "denoised").iterdir()) == ["metrics.json", "restored.png"]
+    code, _ = nedm("loglik", run_folder / "heartbeat", *few, "--out", tmp_path / "x.nc")
+    shown = capsys.readouterr()
+    assert code == 1 and "mean over the data" in shown.out and "h5py" in shown.err and not (tmp_path / "x.nc").exists()

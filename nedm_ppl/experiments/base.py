@@ -9,7 +9,6 @@ An experiment says what its data, model and training are; `run` does the same wi
     checkpoint/     the state of the training run, for --resume
 """
 
-import json
 import math
 import shutil
 import time
@@ -24,6 +23,7 @@ from jax import Array
 
 from nedm_ppl import inference
 from nedm_ppl.experiments.figures import thermodynamics_figure
+from nedm_ppl.files import OutputError, reason, write_json, write_netcdf, write_outputs
 from nedm_ppl.inference.evaluation import Estimate
 from nedm_ppl.models.diffusion import Diffusion
 
@@ -140,6 +140,7 @@ def run(
 
     Raises:
         OutputFolderError: the folder is in use.
+        OutputError: the numbers could not be had, or files not be written; what was trained is kept, with all else there is.
         ValueError: an argument this experiment cannot take.
     """
     num_steps = experiment.num_steps if num_steps is None else num_steps
@@ -171,43 +172,26 @@ def run(
         progress=progress,
         **experiment.training(train_steps),
     )
-    start = time.perf_counter()
-    context, size = split.holdout_context, experiment.likelihood_size
-    terms = inference.evaluate(
-        key_evaluate,
-        fitted.diffusion,
-        split.holdout,
-        context=context,
-        num_times=experiment.num_times,
-        progress=progress,
-    )
-    likelihood = inference.log_likelihood(
-        key_likelihood,
-        fitted.diffusion,
-        split.holdout[:size],
-        context=None if context is None else context[:size],
-        num_particles=experiment.likelihood_particles,
-        progress=progress,
-    )
-    thermodynamics = inference.thermodynamics(fitted.diffusion, split.holdout, terms, likelihood)
-    metrics = _metrics(experiment, fitted, split, terms, likelihood, seed)
-    metrics["evaluation_seconds"] = round(time.perf_counter() - start, 2)
-    result = Result(fitted.diffusion, split, fitted, terms, likelihood, thermodynamics, metrics)
-    metrics |= experiment.extra_metrics(result)
-
-    fitted.diffusion.save(out / "model", overwrite=True)
-    write_json(out / "metrics.json", metrics)
-    _to_arviz(result, out)
-    thermodynamics_figure(result, out, nats_per_unit=experiment.nats_per_unit, units=experiment.unit)
-    experiment.figures(result, key_figures, out)
+    fitted.diffusion.save(out / "model", overwrite=True)  # before anything else can fail
+    try:
+        result = _evaluated(experiment, fitted, split, (key_evaluate, key_likelihood), seed, progress)
+        write_json(out / "metrics.json", result.metrics)
+    except Exception as error:  # a chain too long for this machine's memory, a full disk
+        raise OutputError(
+            f"the trained model is in {out / 'model'}, but its numbers could not be had: {reason(error)}."
+        ) from error
+    outputs: dict[str, Callable[[Path], None]] = {
+        "training.nc": lambda file: write_netcdf(file, inference.trace_to_arviz(fitted.history)),
+        "bound.nc": lambda file: write_netcdf(file, inference.bound_to_arviz(result.terms)),
+        "likelihood.nc": lambda file: write_netcdf(file, result.likelihood.to_arviz()),
+        "thermodynamics.nc": lambda file: write_netcdf(file, result.thermodynamics.to_arviz()),
+        "thermodynamics.png": lambda file: thermodynamics_figure(
+            result, out, nats_per_unit=experiment.nats_per_unit, units=experiment.unit
+        ),
+        "the experiment's figures": lambda file: experiment.figures(result, key_figures, out),
+    }
+    write_outputs(out, outputs, "The model and metrics.json are whole; the same command with --resume writes the rest.")
     return result
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write JSON in one piece: whole or not at all."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    temporary.replace(file)
 
 
 def _prepare(out: Path, *, resume: bool, force: bool) -> None:
@@ -228,6 +212,36 @@ def _prepare(out: Path, *, resume: bool, force: bool) -> None:
         if force:
             shutil.rmtree(checkpoint)
     out.mkdir(parents=True, exist_ok=True)
+
+
+def _evaluated(
+    experiment: Experiment,
+    fitted: inference.Fitted,
+    split: Split,
+    keys: tuple[Array, Array],
+    seed: int,
+    progress: bool,
+) -> Result:
+    """The trained model's bound and likelihood on the holdout, and all that is read off them."""
+    start = time.perf_counter()
+    context, size = split.holdout_context, experiment.likelihood_size
+    terms = inference.evaluate(
+        keys[0], fitted.diffusion, split.holdout, context=context, num_times=experiment.num_times, progress=progress
+    )
+    likelihood = inference.log_likelihood(
+        keys[1],
+        fitted.diffusion,
+        split.holdout[:size],
+        context=None if context is None else context[:size],
+        num_particles=experiment.likelihood_particles,
+        progress=progress,
+    )
+    thermodynamics = inference.thermodynamics(fitted.diffusion, split.holdout, terms, likelihood)
+    metrics = _metrics(experiment, fitted, split, terms, likelihood, seed)
+    metrics["evaluation_seconds"] = round(time.perf_counter() - start, 2)
+    result = Result(fitted.diffusion, split, fitted, terms, likelihood, thermodynamics, metrics)
+    metrics |= experiment.extra_metrics(result)
+    return result
 
 
 def _metrics(
@@ -286,12 +300,3 @@ def _number(value: float) -> float | None:
 def _exact(truth: np.ndarray) -> Estimate:
     """The mean of exact log likelihoods; where they are all the same number it has no standard error."""
     return inference.estimate(truth) if np.ptp(truth) else Estimate(float(truth[0]), math.nan)
-
-
-def _to_arviz(result: Result, out: Path) -> None:
-    from nedm_ppl.inference import diagnostics
-
-    diagnostics.trace_to_arviz(result.fitted.history).to_netcdf(str(out / "training.nc"))
-    diagnostics.bound_to_arviz(result.terms).to_netcdf(str(out / "bound.nc"))
-    result.likelihood.to_arviz().to_netcdf(str(out / "likelihood.nc"))
-    result.thermodynamics.to_arviz().to_netcdf(str(out / "thermodynamics.nc"))

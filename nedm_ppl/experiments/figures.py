@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nedm_ppl.files import whole
+
 if TYPE_CHECKING:
     from nedm_ppl.experiments.base import Result
 
@@ -53,5 +55,8 @@ def write(axes: Any, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure = np.asarray(axes).ravel()[0].figure
-    figure.savefig(file, dpi=150, bbox_inches="tight")
-    plt.close(figure)
+    try:
+        with whole(file) as stream:
+            figure.savefig(stream, format=file.suffix[1:], dpi=150, bbox_inches="tight")
+    finally:
+        plt.close(figure)

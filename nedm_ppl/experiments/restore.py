@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nedm_ppl.experiments.base import OutputFolderError, write_json
+from nedm_ppl.experiments.base import OutputFolderError
 from nedm_ppl.experiments.figures import write
+from nedm_ppl.files import write_json, write_netcdf, write_outputs
 from nedm_ppl.inference.multiplier import Known, Multiplier, NormalObservation
 from nedm_ppl.inference.particle_posterior import ParticlePosterior
 from nedm_ppl.inference.posterior import multiply
@@ -229,6 +230,7 @@ def save(result: Restoration, out: Path, about: dict[str, Any]) -> dict[str, Any
 
     Raises:
         OutputFolderError: the folder exists.
+        OutputError: the picture or the draws could not be written; the numbers are kept.
     """
     from nedm_ppl import plotting
 
@@ -250,13 +252,15 @@ def save(result: Restoration, out: Path, about: dict[str, Any]) -> dict[str, Any
         "num_ancestors_min": int(particles.num_ancestors[..., 0].min()),
     }
     write_json(out / "metrics.json", metrics)
-    posterior.to_arviz().to_netcdf(str(out / "posterior.nc"))
-    if result.x0.ndim <= 3:  # sequences and grey images
+
+    def draw(file: Path) -> None:
         shown = (result.x0, result.y, draws[:, :NUM_DRAWN], posterior.mean.mean, posterior.sd)
-        write(
-            plotting.restoration_figure(*(part[:NUM_ROWS] for part in shown), paper=result.paper[:NUM_ROWS]),
-            out / "restored.png",
-        )
+        write(plotting.restoration_figure(*(part[:NUM_ROWS] for part in shown), paper=result.paper[:NUM_ROWS]), file)
+
+    outputs = {"posterior.nc": lambda file: write_netcdf(file, posterior.to_arviz())}
+    if result.x0.ndim <= 3:  # sequences and grey images
+        outputs["restored.png"] = draw
+    write_outputs(out, outputs, "The numbers are in metrics.json.")
     return metrics
 
 

@@ -1,0 +1,88 @@
+"""Files that are whole or not there, whatever stops the process that writes them."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+__all__ = ["OutputError", "reason", "sync", "whole", "write_json", "write_netcdf", "write_outputs"]
+
+
+class OutputError(OSError):
+    """Some outputs of work that is done could not be written; the others are there."""
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[BinaryIO]:
+    """A stream whose content appears under the name of `file` when it is complete; of what fails nothing is left.
+
+    Raises:
+        OSError: the disk is full, or the folder is not there or not to be written to. The old file, if any, is intact.
+    """
+    new = file.with_name(f".{file.name}.new")
+    try:
+        with new.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(file)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write JSON in one piece: whole or not at all."""
+    with whole(file) as stream:
+        stream.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_netcdf(file: Path, data: Any) -> None:
+    """Write what ArviZ works with, `InferenceData` or `DataTree`, as netCDF: whole or not at all.
+
+    It is made in memory. HDF5 that meets a full disk keeps its file open, and ends the process when it tries again at exit.
+    """
+    tree = data.to_datatree() if hasattr(data, "to_datatree") else data
+    content = tree.to_netcdf(engine="h5netcdf")
+    with whole(file) as stream:
+        stream.write(content)
+
+
+def write_outputs(out: Path, outputs: Mapping[str, Callable[[Path], None]], kept: str) -> None:
+    """Write all that can be written: where one output fails, the others are written none the less.
+
+    Args:
+        out: The folder.
+        outputs: What writes each of them, given its path, by name.
+        kept: A sentence on what is safe, should any fail.
+
+    Raises:
+        OutputError: some could not be written; the message says which, and why the first of them failed.
+    """
+    failures = {}
+    for name, write in outputs.items():
+        try:
+            write(out / name)
+        except Exception as error:  # whatever a plotting or a storage library trips over
+            failures[name] = error
+    if failures:
+        first = next(iter(failures.values()))
+        raise OutputError(f"{', '.join(failures)} could not be written to {out}: {reason(first)}. {kept}") from first
+
+
+def reason(error: Exception) -> str:
+    """An exception in a clause."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{text[:197]}..." if len(text) > 200 else text or type(error).__name__
+
+
+def sync(path: Path) -> None:
+    """Make a write, or a folder's renames, outlast a power cut."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
