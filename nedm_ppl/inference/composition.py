@@ -1,9 +1,9 @@
 r"""A diffusion site among the other latents of a program: what the particle kernels `PathGibbs` and `ParticleMetropolis` share.
 
-Given the other latents, the program's density of everything that depends on x is $r(x)$ (`downstream`). Which sites those are
-is asked of the program's own arithmetic once, at the start: a site whose density does not depend on x is never evaluated at a
-particle. So is what can be recognised as Gaussian or as a product over coordinates; it only guides the particles, whose last
-weight is the program's own density.
+Given the other latents, the program's density of everything that depends on x is $r(x)$ (`downstream`). Which sites those are, and
+what they are to x, is read from the program's structure once, at the start, for every value of the other latents: a site whose
+density does not depend on x is never evaluated at a particle. What is recognised only guides the particles, whose weight is the
+program's own density.
 
 A site in plates holds several draws, shape (*batch, *event). Where all that depends on x lies in those plates too, every draw has a
 posterior of its own given the other latents, and a filter of its own. Else they are one datum of shape (*batch, *event).
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,27 +22,26 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions.distribution import validation_enabled
-from numpyro.distributions.util import is_identically_one
 from numpyro.infer.initialization import init_to_sample
-from numpyro.ops.provenance import eval_provenance
 
 from nedm_ppl.inference.downstream import (
     Downstream,
-    Site,
-    downstream,
-    gaussian_sites,
-    log_density,
+    by_member,
+    check_trace,
+    guide,
     observed_sites,
     prior_of,
     prior_sources,
-    product_sites,
+    program_marks,
 )
-from nedm_ppl.inference.multiplier import Multiplier, NormalObservation, Product
 from nedm_ppl.inference.posterior import MultipliedDiffusion, multiply
+from nedm_ppl.inference.recognise import Roles, roles
+from nedm_ppl.inference.structure import structure
 from nedm_ppl.models.context import bind, held_by_rows
+from nedm_ppl.models.prior import DiffusionPrior
 from nedm_ppl.models.stacked import stacked
 
-__all__ = ["Composition", "Member", "compose", "gibbs_interface", "stacked", "target_of"]
+__all__ = ["Composition", "compose", "gibbs_interface", "stacked", "target_of"]
 
 
 class Composition(NamedTuple):
@@ -54,8 +52,7 @@ class Composition(NamedTuple):
         batch_shape: Of the site: the plates it lies in.
         event_shape: Of one draw.
         others: The latent sites beside it.
-        apart: Sites, observed and latent, whose density does not depend on x.
-        direct, linear, by_coordinate: Sites that are Gaussian in x or a product over coordinates, as in `downstream.Site`.
+        roles: What the other sites are to x, observed and latent.
         plates: Which batch axes of the site are plates that all sites depending on x share, counted from the right; () where there
             are none or where draws depend on one another through the program.
     """
@@ -64,41 +61,13 @@ class Composition(NamedTuple):
     batch_shape: tuple[int, ...]
     event_shape: tuple[int, ...]
     others: tuple[str, ...]
-    apart: tuple[str, ...]
-    direct: dict[str, tuple[int, ...]]
-    linear: tuple[str, ...]
-    by_coordinate: dict[str, tuple[int, ...]]
+    roles: Roles
     plates: tuple[int, ...]
 
     @property
     def num_members(self) -> int | None:
         """How many draws have a filter each; None where all have one together."""
         return math.prod(self.batch_shape) if self.plates else None
-
-
-class Member(Multiplier):
-    """r of one draw in a plate: the density of what depends on it, all other draws of the plate being of no consequence.
-
-    Attributes:
-        program, site, args, kwargs, without: As of `Downstream`.
-        batch_shape: Of the site.
-        plates: Its batch axes that are plates, counted from the right.
-        index: Which draw, a flat index.
-    """
-
-    program: Callable[..., Any]
-    site: str = eqx.field(static=True)
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    without: tuple[str, ...] = eqx.field(static=True)
-    batch_shape: tuple[int, ...] = eqx.field(static=True)
-    plates: tuple[int, ...] = eqx.field(static=True)
-    index: Array
-
-    def log_r(self, x: Array) -> Array:
-        everywhere = jnp.broadcast_to(x, (*self.batch_shape, *x.shape))
-        sites = observed_sites(self.program, self.site, everywhere, self.args, self.kwargs)
-        return _by_member(sites, self.without, self.batch_shape, self.plates).reshape(-1)[self.index]
 
 
 def compose(
@@ -120,7 +89,8 @@ def compose(
         kernel: Name of the kernel that asks, for messages.
 
     Raises:
-        ValueError: no such site or several, a site in a subsampled plate, scaled or enumerated, or a prior that depends on latents.
+        ValueError: no such site or several, a site in a subsampled plate, scaled or enumerated, missing values that nothing
+            masks, or a prior that depends on latents.
     """
     # Values of its own, drawn at once even where the caller is being traced: chains under vmap find what one chain finds.
     # NumPyro's validation would warn of values that are only looked at.
@@ -133,44 +103,23 @@ def compose(
         name = _the_site(samples, latents, given, kernel)
         site, prior = latents[name], prior_of(latents[name]["fn"])
         assert prior is not None
-        _check_site(name, site, trace, kernel)
+        check_trace(name, trace, kernel)
         others = {other: latents[other]["value"] for other in latents if other != name}
         if not prior_may_depend:
             _check_prior(name, prior_sources(program, name, args, kwargs, others))
+        for other, entry in samples.items():
+            if other != name and prior_of(entry["fn"]) is not None:
+                given_x = {**others, name: site["value"]}
+                _check_other_prior(name, other, prior_sources(program, other, args, kwargs, given_x))
         shape = (*prior.batch_shape, *prior.event_shape)
-        value = site["value"]
-        conditioned = handlers.condition(program, others)
-
-        def densities(x: Array) -> dict[str, Array]:
-            sites = observed_sites(conditioned, name, x, args, kwargs)
-            return {other: log_density(entry) for other, entry in sites.items()}
-
-        depend = {other for other, source in eval_provenance(densities, x=value).items() if source}
-        _check_other_priors(name, depend, samples)
-        apart = tuple(other for other in samples if other not in depend and other != name)
+        found = roles(program_marks(program, name, shape, args, kwargs, others))
         frames = {frame.name: frame.dim for frame in site["cond_indep_stack"]}
         plates = tuple(sorted(frames.values()))
+        depend = [other for other in samples if other not in found.apart and other != name]
         shared = all(frames.keys() <= {frame.name for frame in samples[s]["cond_indep_stack"]} for s in depend)
-        if not (shared and _is_separate(conditioned, name, prior.batch_shape, plates, apart, value, args, kwargs)):
+        if not (shared and _is_separate(program, name, prior, plates, found.apart, args, kwargs, others)):
             plates = ()
-        direct, linear = gaussian_sites(conditioned, name, shape, args, kwargs)
-        by_coordinate = {}
-        if not plates:
-            without = (*direct, *linear, *apart)
-            by_coordinate = product_sites(
-                conditioned, name, stacked(prior.diffusion, prior.batch_shape), args, kwargs, without
-            )
-    return Composition(
-        name,
-        prior.batch_shape,
-        prior.event_shape,
-        tuple(others),
-        apart,
-        {other: index for other, index in direct.items() if other in depend},
-        () if plates else tuple(other for other in linear if other in depend),
-        by_coordinate,
-        plates,
-    )
+    return Composition(name, prior.batch_shape, prior.event_shape, tuple(others), found, plates)
 
 
 def target_of(
@@ -180,8 +129,8 @@ def target_of(
     kwargs: dict[str, Any],
     options: dict[str, Any],
     member: ArrayLike | None = None,
-) -> tuple[MultipliedDiffusion, Multiplier]:
-    """The perturbed chain of a program whose other latents are all given, and r as the program itself has it.
+) -> MultipliedDiffusion:
+    """The chain of a program whose other latents are all given, multiplied by what depends on its site.
 
     Args:
         program: The program; every latent but the diffusion's is conditioned.
@@ -194,25 +143,15 @@ def target_of(
     given = handlers.condition(handlers.seed(program, 0), {found.name: everything})
     prior = prior_of(handlers.trace(given).get_trace(*args, **kwargs)[found.name]["fn"])
     assert prior is not None
-    whole = stacked(prior.diffusion, found.batch_shape)
-    site = Site(found.name, whole, found.direct, found.linear, found.by_coordinate)
-    product = downstream(program, site, args, kwargs, without=found.apart)
+    apart = found.roles.apart
     if member is None:
-        return multiply(whole, product, **options), Downstream(program, found.name, args, kwargs, found.apart)
-
-    def of_member(without: tuple[str, ...]) -> Member:
-        arrays = found.batch_shape, found.plates, jnp.asarray(member)
-        return Member(program, found.name, args, kwargs, without, *arrays)
-
-    def slice_(factor: Multiplier) -> Multiplier:
-        if not isinstance(factor, NormalObservation):
-            return of_member((*found.direct, *found.apart))
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *found.event_shape)[member], factor)
-
+        whole = Downstream(program, found.name, args, kwargs, apart)
+        diffusion = stacked(prior.diffusion, found.batch_shape)
+        return multiply(diffusion, whole, guide(whole, found.roles, everything.shape), **options)
+    whole = Downstream(program, found.name, args, kwargs, apart, jnp.asarray(member), found.batch_shape, found.plates)
     contexts = held_by_rows(prior.diffusion.reverse, found.batch_shape)
     diffusion = prior.diffusion if contexts is None else bind(prior.diffusion, contexts[member])
-    sliced = Product(slice_(factor) for factor in product.factors)
-    return multiply(diffusion, sliced, **options), of_member(found.apart)
+    return multiply(diffusion, whole, guide(whole, found.roles, found.event_shape), **options)
 
 
 def _concrete(leaf: Any) -> Any:
@@ -264,20 +203,6 @@ def _the_site(samples: dict[str, Any], latents: dict[str, Any], given: frozenset
     raise ValueError(f'{kernel} samples a site numpyro.sample("x", diffusion.prior()); the program draws {laws}.')
 
 
-def _check_site(name: str, site: dict[str, Any], trace: dict[str, Any], kernel: str) -> None:
-    for frame in site["cond_indep_stack"]:
-        size, subsample_size = trace[frame.name]["args"]
-        if subsample_size is not None and subsample_size < size:
-            raise ValueError(
-                f"site {name!r} must not lie in a subsampled plate; plate {frame.name!r} draws {subsample_size} of {size}, and the "
-                "trajectory of a draw belongs to that draw. Use the whole plate."
-            )
-    if not (site["scale"] is None or is_identically_one(site["scale"])):
-        raise ValueError(
-            f"site {name!r} must not be scaled: {kernel} samples from the prior itself, not from a power of it."
-        )
-
-
 def _check_prior(name: str, sources: list[str]) -> None:
     if sources:
         raise ValueError(
@@ -287,53 +212,35 @@ def _check_prior(name: str, sources: list[str]) -> None:
         )
 
 
-def _check_other_priors(name: str, depend: set[str], samples: dict[str, Any]) -> None:
-    unknown = sorted(other for other in depend if prior_of(samples[other]["fn"]) is not None)
-    if unknown:
+def _check_other_prior(name: str, other: str, sources: list[str]) -> None:
+    if name in sources:
         raise ValueError(
-            f"the prior of site {unknown[0]!r} must not depend on site {name!r}: its density p({unknown[0]} | {name}) is not "
+            f"the prior of site {other!r} must not depend on site {name!r}: its density p({other} | {name}) is not "
             "known. Use diffusion.flow() in its place, which has a density."
         )
-
-
-def _by_member(
-    sites: dict[str, Any], without: tuple[str, ...], batch_shape: tuple[int, ...], plates: tuple[int, ...]
-) -> Array:
-    """The log density of sites, each summed over all its batch axes but the plates; shape (*batch,)."""
-    total = jnp.zeros(batch_shape)
-    for name, site in sites.items():
-        if name in without:
-            continue
-        log_prob = log_density(site)
-        log_prob = log_prob.reshape((1,) * max(0, len(batch_shape) - log_prob.ndim) + log_prob.shape)
-        others = tuple(axis for axis in range(-log_prob.ndim, 0) if axis not in plates)
-        kept = jnp.sum(log_prob, axis=others, keepdims=True)
-        total = total + kept.reshape(kept.shape[kept.ndim - len(batch_shape) :])
-    return total
 
 
 def _is_separate(
     program: Callable[..., Any],
     name: str,
-    batch_shape: tuple[int, ...],
+    prior: DiffusionPrior,
     plates: tuple[int, ...],
     apart: tuple[str, ...],
-    value: Array,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    others: dict[str, Any],
 ) -> bool:
-    """Whether the draws of a plate do not meet downstream, asked of values: a plate alone does not keep them apart."""
+    """Whether the draws of a plate do not meet downstream, by the program's structure: a plate alone does not keep them apart."""
+    batch_shape = prior.batch_shape
     sizes = [size for axis, size in enumerate(batch_shape, -len(batch_shape)) if axis not in plates]
     if not plates or any(size != 1 for size in sizes):
         return False
 
-    def by_member(x: Array) -> np.ndarray:
-        sites = observed_sites(program, name, x, args, kwargs)
-        return np.asarray(_by_member(sites, apart, batch_shape, plates))
+    def density(x: Array, others: dict[str, Any]) -> Array:
+        sites = observed_sites(handlers.condition(program, others), name, x, args, kwargs)
+        return by_member(sites, apart, batch_shape, plates)
 
-    flat = value.reshape(-1, *value.shape[len(batch_shape) :])
-    even = jnp.arange(len(flat)) % 2 == 0
-    rolled = jnp.roll(flat, 1, axis=0)
-    mixed = jnp.where(even.reshape(-1, *(1,) * (flat.ndim - 1)), flat, rolled)
-    first, second, both = (by_member(x.reshape(value.shape)).reshape(-1) for x in (flat, rolled, mixed))
-    return bool(np.allclose(both, np.where(even, first, second), rtol=1e-4, atol=1e-4))
+    rows = np.arange(math.prod(batch_shape)).reshape(batch_shape)
+    groups = rows.reshape(*batch_shape, *(1,) * len(prior.event_shape)) + np.zeros(prior.event_shape, int)
+    mark = structure(density, jnp.zeros(groups.shape), others, groups=groups)
+    return bool(np.all(~mark.depends | ((mark.low == rows) & (mark.high == rows))))

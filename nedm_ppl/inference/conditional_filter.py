@@ -22,7 +22,6 @@ Where steps are small a filter from T forgets its start, and the ancestors of th
 random s, drawn apart from the state, the trajectory moves at every scale: above s by the second, below s by the first.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,11 +29,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
-from numpyro.distributions import Distribution
 
 from nedm_ppl.inference.multiplier import NEVER
 from nedm_ppl.inference.particles import effective_sample_size, usable
 from nedm_ppl.inference.posterior import Look, MultipliedDiffusion
+from nedm_ppl.inference.proposals import log_density
 from nedm_ppl.inference.weights import log_ratio
 from nedm_ppl.models.diffusion import Diffusion
 
@@ -59,7 +58,6 @@ def conditional_filter(
     num_particles: int,
     *,
     start: ArrayLike | None = None,
-    log_r: Callable[[Array], Array] | None = None,
 ) -> Array:
     r"""A trajectory from a kernel that leaves $p(x_{0..T})\, r(x_0)$ invariant, for any number of particles from 2 on.
 
@@ -71,7 +69,6 @@ def conditional_filter(
         path: The trajectory of before, shape (T + 1, *event), times ascending, with $r(x_0) > 0$.
         num_particles: N, the kept one among them.
         start: s: states from $x_s$ on are held; at 0 all of them. By default, as at T + 1, none.
-        log_r: log r of one datum, where it is another than `target.r`, whose part is then only to guide.
 
     Returns:
         A trajectory, shape (T + 1, *event).
@@ -95,8 +92,11 @@ def conditional_filter(
         kept = path[t - 1]
         chosen, log_weights = resample(key_resample, state.log_weights, look, kept)
         look = jax.tree.map(lambda leaf: leaf[chosen], look)
-        x = jax.vmap(draw)(look.proposal, jax.random.split(key_move, num_particles)).astype(path.dtype).at[0].set(kept)
-        ratio = jax.vmap(log_prob)(look.law, x) - jax.vmap(log_prob)(look.proposal, x) - look.log_r
+        keys = jax.random.split(key_move, num_particles)
+        x = jax.vmap(lambda look, key: target.proposal(look).sample(key))(look, keys).astype(path.dtype).at[0].set(kept)
+        ratio = (
+            jax.vmap(lambda look, x: log_density(look.law, x) - target.proposal(look).log_prob(x))(look, x) - look.log_r
+        )
         return _State(
             x,
             usable(log_weights + ratio),
@@ -109,7 +109,7 @@ def conditional_filter(
 
     state = jax.lax.fori_loop(0, top - 1, one, state)
     state = step(state, 1, jax.vmap(target.look_first)(state.x))
-    log_weights = usable(state.log_weights + jax.vmap(target.r.log_r if log_r is None else log_r)(state.x))
+    log_weights = usable(state.log_weights + jax.vmap(target.r.log_r)(state.x))
     end = jnp.where(top > 0, choose(key_choose, log_weights), 0)
 
     def back(index: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -170,18 +170,10 @@ def resample(key: Array, log_weights: Array, look: Look, kept: Array) -> tuple[A
     key_others, key_kept = jax.random.split(key)
     others = jax.random.categorical(key_others, weighted, shape=(num,))
     # With w_t / r_t: the rest of the kept way ends in the true r.
-    own = jax.random.categorical(key_kept, usable(log_weights + jax.vmap(lambda law: law.log_prob(kept))(look.law)))
+    own = jax.random.categorical(key_kept, usable(log_weights + jax.vmap(lambda law: log_density(law, kept))(look.law)))
     is_poor = effective_sample_size(weighted) < THRESHOLD * num
     chosen = jnp.where(is_poor, others.at[0].set(own), jnp.arange(num))
     return chosen, jnp.where(is_poor, 0.0, weighted)
-
-
-def draw(law: Distribution, key: Array) -> Array:
-    return law.sample(key)
-
-
-def log_prob(law: Distribution, x: Array) -> Array:
-    return law.log_prob(x)
 
 
 def choose(key: Array, log_weights: Array) -> Array:

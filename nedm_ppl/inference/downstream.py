@@ -5,14 +5,10 @@ r"""The rest of a NumPyro program as a multiplier: everything downstream of a di
         numpyro.sample("y", dist.Normal(blur(x), 0.1).to_event(2), obs=y)
 
 Given x, the joint density of the observed sites is $r(x)$, and the program's posterior is $p(x)\, r(x)$ up to a constant.
-
-Observed sites that are Gaussian with a mean affine in x and a noise that does not depend on it are recognised, so that what
-`NormalObservation` and `LinearObservation` know in closed form holds for a program too. Whether a mean is affine is asked of its
-values at random x, not of the code. Where a datum is of bits or grey levels, sites are recognised too whose density is a product
-over coordinates, a mixture at every pixel say: such an r multiplies the model's prediction exactly.
+`Downstream` is that density, and weighs particles. `guide` is what moves them: the factors that `recognise` finds, as multipliers
+with a closed form, and the rest of the density as it is.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import Distribution, ExpandedDistribution, Independent, MultivariateNormal, Normal
+from numpyro.distributions import Distribution, Independent
 from numpyro.distributions.util import is_identically_one
 from numpyro.ops.provenance import eval_provenance
 
@@ -32,35 +28,15 @@ from nedm_ppl.inference.multiplier import (
     Multiplier,
     NormalObservation,
     Product,
-    coordinates,
     over_batch,
 )
+from nedm_ppl.inference.recognise import Roles, by_element, gaussian_of, marks_of, num_missing, roles
 from nedm_ppl.models.diffusion import Diffusion
 from nedm_ppl.models.prior import DiffusionPrior
 
-__all__ = ["ByCoordinate", "Downstream", "Site", "diffusion_site", "downstream"]
+__all__ = ["ByCoordinate", "Downstream", "Site", "diffusion_site", "guide"]
 
-NUM_MIXTURES = 16  # at random, by which a density is asked whether it is a product
-MOST_ROWS = 128  # of a linear observation: its covariance is factorised at every particle
-
-
-class Site(NamedTuple):
-    """Where a program draws from a diffusion prior, and what of the rest is Gaussian.
-
-    Attributes:
-        name: The site's name.
-        diffusion: The model it draws from.
-        direct: Observed sites whose mean is a selection of coordinates of x plus a constant, and which coordinates: flat indices.
-        linear: Observed sites whose mean is another affine map of x.
-        by_coordinate: Other observed sites whose density is a product of functions of one coordinate each, and the coordinate, a
-            flat index, of every factor.
-    """
-
-    name: str
-    diffusion: Diffusion
-    direct: dict[str, tuple[int, ...]]
-    linear: tuple[str, ...]
-    by_coordinate: dict[str, tuple[int, ...]]
+MOST_ROWS = 128  # of a linear observation that x does not compress: its covariance is factorised at every particle
 
 
 class Downstream(Multiplier):
@@ -71,7 +47,9 @@ class Downstream(Multiplier):
         site: The site's name.
         args: The program's arguments.
         kwargs: Its keyword arguments.
-        without: Observed sites that are left out, because other factors stand for them.
+        without: Observed sites that are left out: they do not depend on x, or other factors stand for them.
+        index: Which draw of a plate x is, a flat index, where each has a posterior of its own; None where x is all there is.
+        batch_shape, plates: Of the site, and its batch axes counted from the right; () without an index.
     """
 
     program: Callable[..., Any]
@@ -79,39 +57,66 @@ class Downstream(Multiplier):
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = eqx.field(default_factory=dict)
     without: tuple[str, ...] = eqx.field(static=True, default=())
+    index: Array | None = None
+    batch_shape: tuple[int, ...] = eqx.field(static=True, default=())
+    plates: tuple[int, ...] = eqx.field(static=True, default=())
 
     def log_r(self, x: Array) -> Array:
-        total = jnp.zeros(())
-        for name, site in observed_sites(self.program, self.site, x, self.args, self.kwargs).items():
-            if name not in self.without:
-                total = total + jnp.sum(log_density(site))
-        return total
+        if self.index is not None:
+            by_row = by_member(self.sites(x), self.without, self.batch_shape, self.plates)
+            return by_row.reshape(-1)[self.index]
+        counted = (jnp.sum(log_density(s)) for name, s in self.sites(x).items() if name not in self.without)
+        return sum(counted, jnp.zeros(()))
+
+    def sites(self, x: Array) -> dict[str, Any]:
+        """The program's sample sites given the diffusion's; all draws of a plate take the value of one."""
+        everywhere = x if self.index is None else jnp.broadcast_to(x, (*self.batch_shape, *x.shape))
+        return observed_sites(self.program, self.site, everywhere, self.args, self.kwargs)
+
+    def but(self, without: tuple[str, ...]) -> "Downstream":
+        """The same with more sites left out."""
+        return Downstream(
+            self.program,
+            self.site,
+            self.args,
+            self.kwargs,
+            (*self.without, *without),
+            self.index,
+            self.batch_shape,
+            self.plates,
+        )
 
 
 class ByCoordinate(Factorised):
     """The density of one observed site whose elements depend on one coordinate of x each.
 
-    Were they to depend on others too, `log_r` would still be the density: particles would be guided badly, and weighed right.
-
     Attributes:
-        program, site, args, kwargs: As of `Downstream`.
+        whole: The program's density.
         observed: The observed site.
-        index: Which coordinate every element depends on, flat.
+        coordinate: Which coordinate every element depends on, flat; -1 where on none.
         event_shape: Of x.
     """
 
-    program: Callable[..., Any]
-    site: str = eqx.field(static=True)
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    whole: Downstream
     observed: str = eqx.field(static=True)
-    index: tuple[int, ...] = eqx.field(static=True)
+    coordinate: tuple[int, ...] = eqx.field(static=True)
     event_shape: tuple[int, ...] = eqx.field(static=True)
 
     def log_factors(self, values: Array) -> Array:
+        index = self.whole.index
+        size = (
+            int(np.prod((*self.whole.batch_shape, *self.event_shape)))
+            if index is not None
+            else int(np.prod(self.event_shape))
+        )
+
         def one(x: Array) -> Array:
-            entry = observed_sites(self.program, self.site, x, self.args, self.kwargs)[self.observed]
-            return jnp.zeros(x.size).at[jnp.array(self.index)].add(_by_element(entry)).reshape(x.shape)
+            elements = by_element(self.whole.sites(x)[self.observed]).reshape(-1)
+            where = np.asarray(self.coordinate)
+            # What depends on no coordinate is the same for all values: put anywhere.
+            total = jnp.zeros(size).at[np.maximum(where, 0)].add(jnp.where(where >= 0, elements, 0.0))
+            rows = total.reshape(-1, *self.event_shape)
+            return rows[0 if index is None else index]
 
         return over_batch(one, values, len(self.event_shape))
 
@@ -132,56 +137,140 @@ def log_density(site: dict[str, Any]) -> Array:
     return log_prob if _is_plain(site) else site["scale"] * log_prob
 
 
-def downstream(
-    program: Callable[..., Any],
-    site: Site,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    without: tuple[str, ...] = (),
-) -> Product:
-    """The program's r as a product: the factors that `diffusion_site` recognised, and the rest but for `without`."""
-    shape = site.diffusion.event_shape
+def by_member(
+    sites: dict[str, Any], without: tuple[str, ...], batch_shape: tuple[int, ...], plates: tuple[int, ...]
+) -> Array:
+    """The log density of sites, each summed over all its batch axes but the plates; shape (*batch,)."""
+    total = jnp.zeros(batch_shape)
+    for name, site in sites.items():
+        if name in without:
+            continue
+        log_prob = log_density(site)
+        log_prob = log_prob.reshape((1,) * max(0, len(batch_shape) - log_prob.ndim) + log_prob.shape)
+        others = tuple(axis for axis in range(-log_prob.ndim, 0) if axis not in plates)
+        kept = jnp.sum(log_prob, axis=others, keepdims=True)
+        total = total + kept.reshape(kept.shape[kept.ndim - len(batch_shape) :])
+    return total
 
-    def sites(x: Array) -> dict[str, Any]:
-        return observed_sites(program, site.name, x, args, kwargs)
 
-    def loc(x: Array, name: str) -> Array:
-        entry = sites(x)[name]
-        return jnp.broadcast_to(_own_law(entry["fn"]).mean, jnp.shape(entry["value"])).reshape(-1)
+def guide(whole: Downstream, found: Roles, event_shape: tuple[int, ...]) -> Product:
+    """The program's density as a product that moves particles: what is recognised in a closed form, and the rest.
 
-    nothing = jnp.zeros(shape)
-    now = sites(nothing)
+    Args:
+        whole: The program's density.
+        found: What its sites are to x; of all draws of a plate where `whole` is of one.
+        event_shape: Of x.
+    """
+    nothing = jnp.zeros(event_shape)
+    size = int(np.prod(event_shape))
     factors: list[Multiplier] = []
-    for name, index in site.direct.items():
-        entry, where = now[name], jnp.array(index)
-        residual = jnp.reshape(entry["value"], -1) - loc(nothing, name)
-        scale = jnp.broadcast_to(_own_law(entry["fn"]).scale, jnp.shape(entry["value"])).reshape(-1)
-        flat = nothing.reshape(-1)
-        y, scales = flat.at[where].set(residual), jnp.ones_like(flat).at[where].set(scale)
-        mask = np.zeros(flat.size, bool)
-        mask[list(index)] = True
-        factors.append(NormalObservation(y.reshape(shape), scales.reshape(shape), mask.reshape(shape)))
-    for name in site.linear:
-        entry = now[name]
-        law, residual = _own_law(entry["fn"]), jnp.reshape(entry["value"], -1) - loc(nothing, name)
-        if isinstance(law, MultivariateNormal):
-            covariance = law.covariance_matrix
+    direct = [_looks(whole, name, coordinate, event_shape) for name, coordinate in found.direct.items()]
+    if direct:
+        seen, precision, weighted = (sum(parts) for parts in zip(*direct, strict=True))
+        y = weighted / jnp.where(precision > 0.0, precision, 1.0)
+        scale = jax.lax.rsqrt(jnp.where(precision > 0.0, precision, 1.0))
+        mask = (seen > 0) & (precision > 0.0)
+        factors.append(_normal(y.reshape(event_shape), scale.reshape(event_shape), mask.reshape(event_shape)))
+    done = [*found.direct]
+    for name, span in found.linear.items():
+        rows = _rows_of(whole, span, size)
+        law = gaussian_of(whole.sites(nothing)[name])
+        assert law is not None
+        blocks = law.noise.ndim == 3
+        if rows is None or (blocks and whole.index is not None) or min(rows.shape[1], size) > MOST_ROWS:
+            continue
+        chosen = jnp.asarray(rows)[0 if whole.index is None else whole.index]
+
+        def residual(x: Array, name: str = name, chosen: Array = chosen) -> Array:
+            law = gaussian_of(whole.sites(x)[name])
+            assert law is not None
+            return law.residual[chosen]
+
+        matrix = -jax.jacobian(residual)(nothing)
+        if blocks:
+            covariance = jax.scipy.linalg.block_diag(*(law.noise / jnp.maximum(law.power, 1e-12)[:, None, None]))
         else:
-            covariance = jnp.diag(jnp.square(jnp.broadcast_to(law.scale, jnp.shape(entry["value"])).reshape(-1)))
-        factors.append(LinearObservation(residual, jax.jacobian(loc)(nothing, name), covariance=covariance))
-    for name, index in site.by_coordinate.items():
-        factors.append(ByCoordinate(program, site.name, args, kwargs, name, index, shape))
-    done = (*site.direct, *site.linear, *site.by_coordinate, *without)
-    if not set(now) <= set(done):
-        factors.append(Downstream(program, site.name, args, kwargs, done))
+            covariance = jnp.diag(jnp.square(law.noise[chosen]) / jnp.maximum(law.power[chosen], 1e-12))
+        factors.append(LinearObservation(residual(nothing), matrix, covariance=covariance))
+        done.append(name)
+    for name, coordinate in found.by_coordinate.items():
+        factors.append(ByCoordinate(whole, name, tuple(coordinate.tolist()), event_shape))
+        done.append(name)
+    left = {*found.linear, *found.rest} - {*done}
+    if left:
+        factors.append(whole.but(tuple(done)))
     return Product(factors)
 
 
+def _looks(
+    whole: Downstream, name: str, coordinate: np.ndarray, event_shape: tuple[int, ...]
+) -> tuple[Array, Array, Array]:
+    """How often, with which precision, and precision times value, a site sees every coordinate; shapes (size,)."""
+    nothing, size = jnp.zeros(event_shape), int(np.prod(event_shape))
+
+    def residual(x: Array) -> Array:
+        law = gaussian_of(whole.sites(x)[name])
+        assert law is not None
+        return law.residual
+
+    # Every element depends on one coordinate: one derivative along all of them together has every slope.
+    value, slope = jax.jvp(residual, (nothing,), (jnp.ones_like(nothing),))
+    law = gaussian_of(whole.sites(nothing)[name])
+    assert law is not None
+    # r(x) = N(value + slope x; 0, noise^2 / power).
+    precision = law.power * jnp.square(slope / law.noise)
+    usable = (coordinate >= 0) & (precision > 0.0)
+    weighted = jnp.where(usable, -law.power * (slope / law.noise) * (value / law.noise), 0.0)
+    rows = whole.index is not None
+    total = size * int(np.prod(whole.batch_shape)) if rows else size
+    where = np.maximum(coordinate, 0)
+
+    def gathered(each: Array) -> Array:
+        return (
+            jnp.zeros(total).at[where].add(jnp.where(usable, each, 0.0)).reshape(-1, size)[whole.index if rows else 0]
+        )
+
+    return gathered(jnp.ones_like(precision)), gathered(precision), gathered(weighted)
+
+
+def _rows_of(whole: Downstream, span: np.ndarray, size: int) -> np.ndarray | None:
+    """Which elements of a site are of which draw, shape (draws, elements); None where draws share elements or have not as many."""
+    if whole.index is None:
+        return np.arange(len(span))[None]
+    num = int(np.prod(whole.batch_shape))
+    low, high = span[:, 0] // size, span[:, 1] // size
+    if np.any(low != high):
+        return None
+    rows = [np.flatnonzero(low == row) for row in range(num)]
+    return np.stack(rows) if len({len(row) for row in rows}) == 1 else None
+
+
+def _normal(y: Array, scale: Array, mask: Array) -> NormalObservation:
+    """An observation whose parts may be traced, and which may see nothing."""
+    blank = NormalObservation(jnp.zeros(y.shape), 1.0)
+    return eqx.tree_at(lambda factor: (factor.y, factor.scale, factor.mask), blank, (y, scale, mask))
+
+
+class Site(NamedTuple):
+    """Where a program draws from a diffusion prior, and what the rest is to it.
+
+    Attributes:
+        name: The site's name.
+        diffusion: The model it draws from.
+        roles: What the observed sites are.
+    """
+
+    name: str
+    diffusion: Diffusion
+    roles: Roles
+
+
 def diffusion_site(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Site:
-    """The diffusion site of a program whose only latent it is, and which of its observed sites are Gaussian in it.
+    """The diffusion site of a program whose only latent it is, and what its observed sites are to it.
 
     Raises:
-        ValueError: no diffusion site, several, one that is observed or inside a plate, or other latent sites beside it.
+        ValueError: no diffusion site, several, one that is observed, scaled or inside a plate, other latent sites beside it, a
+            subsampled plate, or NaN among what is observed.
     """
     trace = handlers.trace(handlers.seed(program, jax.random.key(0))).get_trace(*args, **kwargs)
     samples = {name: site for name, site in trace.items() if site["type"] == "sample"}
@@ -211,113 +300,70 @@ def diffusion_site(program: Callable[..., Any], args: tuple[Any, ...], kwargs: d
             f"site {name!r} draws several data, batch shape {prior.batch_shape}; ParticlePosterior infers one. Write the program "
             "for one datum and use run_batch."
         )
-    direct, linear = gaussian_sites(program, name, prior.event_shape, args, kwargs)
-    by_coordinate = product_sites(program, name, prior.diffusion, args, kwargs, without=(*direct, *linear))
-    return Site(name, prior.diffusion, direct, linear, by_coordinate)
+    check_trace(name, trace, "ParticlePosterior")
+    found = roles(program_marks(program, name, prior.event_shape, args, kwargs))
+    return Site(name, prior.diffusion, found)
 
 
-def gaussian_sites(
-    program: Callable[..., Any], name: str, event_shape: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
-    """Observed sites that are Gaussian with an affine mean: selections of coordinates, with which, and others."""
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, *event_shape)), float)
-    points = (jnp.zeros(event_shape), x[0], x[1], x[0] + x[1])
-    try:
-        traces = [observed_sites(program, name, point, args, kwargs) for point in points]
-    except (ValueError, TypeError):  # a program that takes some x only: grey levels, bits
-        return {}, ()
-    direct: dict[str, tuple[int, ...]] = {}
-    linear: list[str] = []
-    for site in traces[0]:
-        entries = [trace[site] for trace in traces]
-        laws = [_own_law(entry["fn"]) for entry in entries]
-        if not all(map(_is_plain, entries)) or not isinstance(laws[0], Normal | MultivariateNormal):
-            continue
-        means = [np.broadcast_to(law.mean, jnp.shape(entries[0]["value"])).ravel() for law in laws]
-        if not (_same(laws, entries) and np.allclose(means[3] + means[0], means[1] + means[2], atol=1e-4)):
-            continue
-        index = _selection(means[1] - means[0], np.asarray(x[0]).ravel())
-        if index is not None and isinstance(laws[0], Normal) and not {*index} & {*sum(direct.values(), ())}:
-            direct[site] = index
-        elif means[0].size <= MOST_ROWS:
-            linear.append(site)
-    return direct, tuple(linear)
-
-
-def product_sites(
+def program_marks(
     program: Callable[..., Any],
     name: str,
-    diffusion: Diffusion,
+    shape: tuple[int, ...],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    without: tuple[str, ...],
-) -> dict[str, tuple[int, ...]]:
-    """Observed sites whose density is a product over coordinates of bits or grey levels, and the coordinate of every factor.
+    latents: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Marks of a program's sites, for every value of the other latents, and of the arguments unless it must know them."""
+    latents = {} if latents is None else latents
+    arrays, rest = eqx.partition((args, kwargs), _is_data)
 
-    Two data that differ everywhere are mixed once for every digit, in base 2, of a coordinate's place: what a factor sees of these
-    mixtures spells its coordinate. More mixtures, at random, then ask whether it is so."""
-    values = (0.0, 1.0) if diffusion.process.stationary().is_discrete else diffusion.levels
-    if values is None:
-        return {}
-    rng, size = np.random.default_rng(0), math.prod(diffusion.event_shape)
-    which = rng.integers(len(values), size=size)
-    first, second = (
-        np.asarray(values)[which],
-        np.asarray(values)[(which + 1 + rng.integers(len(values) - 1, size=size)) % len(values)],
-    )
-    digits = [np.arange(size) >> k & 1 == 1 for k in range((size - 1).bit_length())]
-    masks = [np.zeros(size, bool), np.ones(size, bool), *digits, *(rng.random((NUM_MIXTURES, size)) < 0.5)]
+    def sites(x: Array, latents: dict[str, Any], arrays: Any) -> dict[str, Any]:
+        args, kwargs = eqx.combine(arrays, rest)
+        return observed_sites(handlers.condition(program, latents), name, x, args, kwargs)
 
-    def densities(x: Array) -> dict[str, Array]:
-        sites = observed_sites(program, name, x, args, kwargs)
-        return {site: _by_element(entry) for site, entry in sites.items() if site not in without and _is_plain(entry)}
+    def with_these(x: Array, latents: dict[str, Any]) -> dict[str, Any]:
+        return observed_sites(handlers.condition(program, latents), name, x, args, kwargs)
 
-    x = jnp.asarray(np.where(np.stack(masks), second, first), float).reshape(-1, *diffusion.event_shape)
-    rows = jax.tree.map(np.asarray, jax.jit(jax.vmap(densities))(x))
-    found: dict[str, tuple[int, ...]] = {}
-    for site, (start, end, *mixed) in rows.items():
-        index = sum((~_close(row, start)).astype(int) << k for k, row in enumerate(mixed[: len(digits)]))
-        index = np.broadcast_to(index, start.shape)
-        if np.all(index < size) and all(
-            _close(row, np.where(mask[index], end, start)).all() for row, mask in zip(mixed, masks[2:], strict=True)
-        ):
-            found[site] = tuple(index.tolist())
-    return found
+    x = jnp.zeros(shape)
+    try:
+        return marks_of(sites, x, latents, arrays)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError, ValueError):
+        return marks_of(
+            with_these, x, latents
+        )  # a program that must see its arguments: a boolean mask as an index, a size
 
 
-def _close(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return np.isclose(first, second, rtol=1e-4, atol=1e-5)
+def _is_data(leaf: Any) -> bool:
+    is_array = eqx.is_array(leaf) or isinstance(leaf, np.ndarray)
+    return is_array and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
-def _by_element(site: dict[str, Any]) -> Array:
-    """The log density of every element of a site, flat."""
-    return jnp.reshape(coordinates(site["fn"]).log_prob(site["value"]), -1)
+def check_trace(name: str, trace: dict[str, Any], kernel: str) -> None:
+    """Refuse what would be answered wrongly in silence: a scaled prior, minibatches, missing values that nothing masks.
 
-
-def _is_plain(site: dict[str, Any]) -> bool:
-    return site["scale"] is None or is_identically_one(site["scale"])
-
-
-def _own_law(law: Distribution) -> Distribution:
-    """The law of a site's coordinates; of normals that a plate repeats, the law of one row."""
-    law = coordinates(law)
-    repeated = isinstance(law, ExpandedDistribution) and isinstance(law.base_dist, Normal)
-    return law.base_dist if repeated else law
-
-
-def _same(laws: list[Distribution], entries: list[Any]) -> bool:
-    """Whether the noise is the same at every x."""
-    noise = [law.covariance_matrix if isinstance(law, MultivariateNormal) else law.scale for law in laws]
-    values = all(np.array_equal(entry["value"], entries[0]["value"]) for entry in entries)
-    return values and all(np.allclose(each, noise[0]) for each in noise)
-
-
-def _selection(image: np.ndarray, x: np.ndarray) -> tuple[int, ...] | None:
-    """Flat indices of x that an image is made of, each used once; None where it is another map."""
-    index = np.argmin(np.abs(image[:, None] - x[None]), axis=1)
-    good = np.allclose(x[index], image, atol=1e-5) and len(np.unique(index)) == len(index)
-    return tuple(int(i) for i in index) if good else None
+    Raises:
+        ValueError: the diffusion's site is scaled, a site lies in a subsampled plate, or an observed value holds NaN."""
+    if not _is_plain(trace[name]):
+        raise ValueError(
+            f"site {name!r} must not be scaled: {kernel} samples from the prior itself, not from a power of it."
+        )
+    for other, site in trace.items():
+        if site["type"] != "sample":
+            continue
+        for frame in site["cond_indep_stack"]:
+            size, subsample_size = trace[frame.name]["args"]
+            if subsample_size is not None and subsample_size < size:
+                raise ValueError(
+                    f"site {other!r} must not lie in a subsampled plate; plate {frame.name!r} draws {subsample_size} of "
+                    f"{size}, and {kernel} needs the whole likelihood at every step. Use the whole plate."
+                )
+        if site["is_observed"] and other != name:
+            missing = num_missing(site)
+            if not isinstance(missing, jax.core.Tracer) and missing > 0:
+                raise ValueError(
+                    f"site {other!r} must observe numbers; {int(missing)} of its values are NaN. Leave missing values out by "
+                    f"numpyro.handlers.mask or the law's .mask(~isnan(value))."
+                )
 
 
 def prior_sources(
@@ -343,3 +389,7 @@ def prior_of(law: Distribution) -> DiffusionPrior | None:
     while isinstance(law, Independent):
         law = law.base_dist
     return law if isinstance(law, DiffusionPrior) else None
+
+
+def _is_plain(site: dict[str, Any]) -> bool:
+    return site["scale"] is None or is_identically_one(site["scale"])

@@ -4,17 +4,7 @@ A multiplier is a function $r(x) \ge 0$ of **one** datum, known up to its own ar
 coordinates, observations and any function are multipliers, and so are their products.
 
 Where r and a law have a closed form together, the multiplier knows it: `times` is the law $p\, r / \int p\, r$, and `log_mean` is
-$\log \int p\, r$. Where they have none both are None, and `perturb` moves the law instead (equations 60, 61): a Gaussian's mean by
-$\Sigma\, \nabla \log r$, the odds of every bit by the ratio of r at its two values.
-
-| | normal law | bits | grey levels |
-|---|---|---|---|
-| `Known` | point masses | exact | exact |
-| `NormalObservation` | exact | exact | exact |
-| `LinearObservation` | exact | | |
-| `BernoulliObservation` | | exact | |
-| `ByCoordinate` | gradient | exact | exact |
-| `Function`, `Downstream` | gradient | ratio | ratio |
+$\log \int p\, r$. Where they have none both are None, and `tilted.tilt` finds a law near the product.
 """
 
 import math
@@ -36,6 +26,8 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from nedm_ppl.inference.conditioned import LinearGaussian, PointNormal, normal_log_prob
+from nedm_ppl.inference.proposals import coordinates
+from nedm_ppl.inference.small_matrices import cholesky, compressed, whiten
 from nedm_ppl.models.discrete import Levels
 from nedm_ppl.models.process import DiffusionProcess
 
@@ -49,8 +41,7 @@ __all__ = [
     "NormalObservation",
     "Product",
     "as_multiplier",
-    "log_mean",
-    "perturb",
+    "over_batch",
 ]
 
 # The log odds of the impossible: finite, so that no sum of them is NaN, and far below what float32 can exponentiate.
@@ -80,6 +71,11 @@ class Multiplier(eqx.Module):
     def check(self, process: DiffusionProcess) -> None:
         """Raise a ValueError of one sentence where r cannot multiply data of this process."""
 
+    @property
+    def closes(self) -> bool:
+        """Whether the product with normals is exact and nothing is guessed."""
+        return False
+
     def __mul__(self, other: "Multiplier") -> "Multiplier":
         return Product((self, other))
 
@@ -101,6 +97,10 @@ class Factorised(Multiplier):
 
     def log_r(self, x: Array) -> Array:
         return jnp.sum(self.log_factors(x))
+
+    @property
+    def closes(self) -> bool:
+        return type(self)._times_normal is not Factorised._times_normal
 
     def times(self, law: Distribution, power: ArrayLike = 1.0) -> Distribution | None:
         base = coordinates(law)
@@ -305,6 +305,19 @@ class LinearObservation(Multiplier):
                 f"matrix must have shape (dim, *{process.event_shape}), a row per observation; got {self.matrix.shape}."
             )
 
+    @property
+    def closes(self) -> bool:
+        return True
+
+    def compressed(self) -> "LinearObservation":
+        """The same observation, up to a constant factor of r, by as many rows as x has coordinates; itself if it has no more."""
+        size = math.prod(self.matrix.shape[1:])
+        if len(self.y) <= size:
+            return self
+        whitened = whiten(cholesky(self.covariance), jnp.column_stack([self.matrix.reshape(len(self.y), size), self.y]))
+        matrix, y = compressed(whitened[:, :-1], whitened[:, -1])
+        return LinearObservation(y, matrix.reshape(size, *self.matrix.shape[1:]), scale=1.0)
+
     def stacked(self, other: "LinearObservation") -> "LinearObservation":
         """Both observations as one."""
         return LinearObservation(
@@ -394,103 +407,12 @@ def as_multiplier(r: Multiplier | Callable[[Array], Array] | None) -> Product:
     raise ValueError(f"r must be a Multiplier or a function log r(x) of one datum; got a {type(r).__name__}.")
 
 
-def perturb(law: Distribution, r: Product, at: Array, power: ArrayLike = 1.0) -> Distribution:
-    r"""A law multiplied by r, exactly where the factors allow it, and otherwise moved by them (Section 2.5, equations 60, 61).
-
-    Args:
-        law: p, independent over coordinates, batch shape (*batch,).
-        r: The multiplier.
-        at: The state at which the other coordinates are held while the values of one are compared, shape (*batch, *event).
-        power: $\lambda$: multiply by $r^\lambda$.
-
-    Returns:
-        A normalised law: $p r^\lambda$ where every factor has a closed form, else an approximation of it.
-    """
-    open_factors = [factor for factor in r.factors if factor.times(law, power) is None]
-    if open_factors:
-        law = _moved(law, Product(open_factors), at, power)
-    for factor in r.factors:
-        if not any(factor is other for other in open_factors):
-            product = factor.times(law, power)
-            assert product is not None
-            law = product
-    return law
-
-
-def log_mean(law: Distribution, r: Product, draw: Callable[[Distribution, Product], Array]) -> Array:
-    """log of the mean of r under a law: exact for the factors that allow it, by `draw` for the others under the law so far."""
-    total, rest = jnp.zeros(law.batch_shape), []
-    for factor in r.factors:
-        part, product = factor.log_mean(law), factor.times(law)
-        if part is None or product is None:
-            rest.append(factor)
-        else:
-            total, law = total + part, product
-    return total + draw(law, Product(rest)) if rest else total
-
-
-def coordinates(law: Distribution) -> Distribution:
-    """The law of the coordinates, before `to_event`."""
-    return law.base_dist if isinstance(law, dist.Independent) else law
-
-
 def over_batch(function: Callable[[Array], Array], x: Array, event_dim: int) -> Array:
     """A function of one datum on every datum of x; shape (*batch, ...)."""
     batch_shape = x.shape[: x.ndim - event_dim]
     flat = x.reshape(math.prod(batch_shape), *x.shape[x.ndim - event_dim :])
     values = jax.vmap(function)(flat)
     return values.reshape(*batch_shape, *values.shape[1:])
-
-
-def _moved(law: Distribution, r: Product, at: Array, power: ArrayLike) -> Distribution:
-    base, event_dim = coordinates(law), law.event_dim
-    if isinstance(base, dist.Normal | PointNormal):
-        smooth = Product(factor for factor in r.factors if getattr(factor, "differentiable", True))
-        slope = _finite_or_zero(over_batch(_gradient(smooth.log_r), base.mean, event_dim))
-        return PointNormal(base.mean + power * base.variance * slope, base.scale).to_event(event_dim)
-    at = jnp.broadcast_to(at, (*law.batch_shape, *law.event_shape))
-    if isinstance(base, dist.BernoulliLogits):
-        by_value = over_batch(lambda x: _at_values(r.log_r, x, jnp.array([0.0, 1.0])), at, event_dim)
-        ratio = _finite_or_zero(jnp.maximum(by_value[..., 1], NEVER) - jnp.maximum(by_value[..., 0], NEVER))
-        return dist.BernoulliLogits(base.logits + power * ratio).to_event(event_dim)
-    if isinstance(base, Levels):
-        by_value = over_batch(lambda x: _at_values(r.log_r, x, jnp.asarray(base.levels)), at, event_dim)
-        return Levels(base.logits + power * _finite_or_zero(jnp.maximum(by_value, NEVER)), base.levels).to_event(
-            event_dim
-        )
-    raise ValueError(
-        f"r has no closed form with a {type(base).__name__} and cannot move it; kernels must end in Normal or BernoulliLogits "
-        "under .to_event()."
-    )
-
-
-def _gradient(log_r: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    def gradient(x: Array) -> Array:
-        try:
-            return jax.grad(log_r)(x)
-        except (TypeError, NotImplementedError, jax.errors.JAXTypeError, ValueError) as error:
-            raise ValueError(
-                "r must be differentiable to move a Gaussian kernel, and its gradient failed "
-                f"({type(error).__name__}: {str(error).splitlines()[0]}). Write log r with jax.numpy, or pass "
-                "Function(log_r, differentiable=False) to weigh by it alone."
-            ) from error
-
-    return gradient
-
-
-def _at_values(log_r: Callable[[Array], Array], x: Array, values: Array) -> Array:
-    """log r with every coordinate in turn set to every value, the others as in x; shape (*event, len(values))."""
-    size = math.prod(x.shape)
-
-    def changed(i: Array, value: Array) -> Array:
-        return log_r(x.reshape(-1).at[i].set(value).reshape(x.shape))
-
-    by_value = jax.vmap(jax.vmap(changed, (None, 0)), (0, None))(jnp.arange(size), values.astype(x.dtype))
-    return by_value.reshape(*x.shape, len(values))
-
-
-def _finite_or_zero(values: Array) -> Array:
-    return jnp.where(jnp.isfinite(values), values, 0.0)
 
 
 def _concrete(value: Any) -> bool:

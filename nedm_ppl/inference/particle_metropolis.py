@@ -213,17 +213,14 @@ class ParticleMetropolis(MCMCKernel):
         anything = jnp.zeros((*found.batch_shape, *found.event_shape))
         trace, log_det = self._constrained(others, anything, args, kwargs)
         program = handlers.condition(self._model, {name: trace[name]["value"] for name in others})
-        apart = sum((jnp.sum(log_density(trace[name])) for name in found.apart), log_det)
+        apart = sum((jnp.sum(log_density(trace[name])) for name in found.roles.apart), log_det)
 
         def filtered(member: Array | None, key: Array) -> tuple[Array, Array]:
-            target, log_r = target_of(program, found, args, kwargs, self._options, member)
+            target = target_of(program, found, args, kwargs, self._options, member)
             key_filter, key_choose = jax.random.split(key)
-            # What was recognised as Gaussian at the start need not be so at every value: correct by r itself.
             particles = particle_filter(key_filter, target, self.num_particles)
-            correction = jax.vmap(log_r.log_r)(particles.x) - jax.vmap(target.r.log_r)(particles.x)
-            log_weights = particles.log_weights + jnp.where(jnp.isnan(correction), -jnp.inf, correction)
-            index = jax.random.categorical(key_choose, log_weights)
-            return particles.x[index], particles.log_evidence + jax.nn.logsumexp(log_weights)
+            index = jax.random.categorical(key_choose, particles.log_weights)
+            return particles.x[index], particles.log_evidence
 
         num = found.num_members
         if num is None:

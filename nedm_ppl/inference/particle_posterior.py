@@ -16,7 +16,7 @@ from numpyro import handlers
 from numpyro.ops.provenance import eval_provenance
 from tqdm.auto import tqdm
 
-from nedm_ppl.inference.downstream import Site, diffusion_site, downstream, prior_of
+from nedm_ppl.inference.downstream import Downstream, Site, diffusion_site, guide, prior_of
 from nedm_ppl.inference.multiplier import Known, Multiplier, Product, as_multiplier
 from nedm_ppl.inference.particles import Particles, Resampling, particle_filter, systematic
 from nedm_ppl.inference.posterior import MultipliedDiffusion, multiply
@@ -149,7 +149,7 @@ class ParticlePosterior:
                 # All batches have one length, and the last is filled up: one compiled program serves all.
                 rows = np.minimum(np.arange(start, start + size), num - 1)
                 chosen = jax.tree.map(lambda leaf, rows=rows: jnp.asarray(leaf)[rows], args)
-                part = _run_batch(keys[rows], target, self._multiplier(chosen), self.num_particles, **self._filter)
+                part = _run_batch(keys[rows], self._batch_of(target, chosen), self.num_particles, **self._filter)
                 stop = min(size, num - start)
                 parts.append(jax.tree.map(lambda leaf, stop=stop: np.asarray(leaf[:stop]), part))
                 bar.update(stop)
@@ -297,18 +297,26 @@ class ParticlePosterior:
         else:
             self._found = diffusion_site(self.model, args, kwargs)
             self._site, diffusion = self._found.name, self._found.diffusion
-            product = downstream(self.model, self._found, args, kwargs)
+            r = Downstream(self.model, self._site, args, kwargs, self._found.roles.apart)
+            return multiply(diffusion, r, guide(r, self._found.roles, diffusion.event_shape), **self._options)
         _check_support(product, self._options["along"])
         return multiply(diffusion, product, **self._options)
 
-    def _multiplier(self, args: tuple[Any, ...]) -> Product:
-        """The multipliers of a batch of observations, as one with a leading axis on its arrays."""
-        if isinstance(self.model, Diffusion):
-            assert callable(self.r)
-            return as_multiplier(eqx.filter_vmap(self.r)(*args))
+    def _batch_of(self, target: MultipliedDiffusion, args: tuple[Any, ...]) -> MultipliedDiffusion:
+        """The targets of a batch of observations, as one with a leading axis on the arrays of what multiplies it."""
         model, found = self.model, self._found
-        assert found is not None
-        return eqx.filter_vmap(lambda *args: downstream(model, found, args, {}))(*args)
+
+        def one(*args: Any) -> tuple[Product, Product]:
+            if isinstance(model, Diffusion):
+                assert callable(self.r)
+                own = multiply(model, as_multiplier(self.r(*args)), **self._options)
+            else:
+                assert found is not None
+                r = Downstream(model, found.name, args, {}, found.roles.apart)
+                own = multiply(found.diffusion, r, guide(r, found.roles, found.diffusion.event_shape), **self._options)
+            return own.r, own.guide
+
+        return eqx.tree_at(_multiplied, target, eqx.filter_vmap(one)(*args))
 
     def _depends_on(self, args: tuple[Any, ...]) -> bool:
         """Whether the program's diffusion depends on its arguments, by the program's arithmetic."""
@@ -360,14 +368,16 @@ def _run(keys: Array, target: MultipliedDiffusion, num_particles: int, **options
 
 
 @eqx.filter_jit
-def _run_batch(
-    keys: Array, target: MultipliedDiffusion, products: Product, num_particles: int, **options: Any
-) -> Particles:
-    def one(keys: Array, product: Product) -> Particles:
-        multiplied = eqx.tree_at(lambda target: target.r, target, product)
-        return jax.vmap(lambda key: particle_filter(key, multiplied, num_particles, **options))(keys)
+def _run_batch(keys: Array, targets: MultipliedDiffusion, num_particles: int, **options: Any) -> Particles:
+    def one(keys: Array, own: tuple[Product, Product]) -> Particles:
+        target = eqx.tree_at(_multiplied, targets, own)
+        return jax.vmap(lambda key: particle_filter(key, target, num_particles, **options))(keys)
 
-    return eqx.filter_vmap(one)(keys, products)
+    return eqx.filter_vmap(one)(keys, _multiplied(targets))
+
+
+def _multiplied(target: MultipliedDiffusion) -> tuple[Product, Product]:
+    return target.r, target.guide
 
 
 def _check_support(r: Product, along: Any) -> None:

@@ -22,6 +22,7 @@ from jax.sharding import Sharding
 from jax.typing import ArrayLike
 
 from nedm_ppl.inference.posterior import Look, MultipliedDiffusion
+from nedm_ppl.inference.proposals import log_density
 
 __all__ = ["Particles", "Resampling", "effective_sample_size", "multinomial", "particle_filter", "systematic"]
 
@@ -110,22 +111,25 @@ def particle_filter(
     def placed(x: Array) -> Array:
         return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
-    def resampled(key: Array, state: _State, look: Look) -> tuple[_State, Look]:
+    def resampled(key: Array, state: _State, look: Look, is_row: Look) -> tuple[_State, Look]:
         def survive() -> tuple[_State, Look]:
             chosen = resampling(key, jnp.exp(state.log_weights - logsumexp(state.log_weights)))
             evidence = state.log_evidence + _log_mean(state.log_weights)
-            x, kept = placed(state.x[chosen]), jax.tree.map(lambda leaf: _rows(leaf, chosen), look)
+            x, kept = placed(state.x[chosen]), jax.tree.map(_rows(chosen), look, is_row)
             return _State(x, jnp.zeros_like(state.log_weights), evidence, state.ancestors[chosen]), kept
 
         poor = effective_sample_size(state.log_weights) < threshold * num_particles
         return jax.lax.cond(poor & jnp.isfinite(logsumexp(state.log_weights)), survive, lambda: (state, look))
 
-    def step(state: _State, look: Look, t: ArrayLike, key: Array) -> tuple[_State, tuple[Array, Array, Array]]:
+    def step(
+        state: _State, look: Look, t: ArrayLike, key: Array, is_row: Look
+    ) -> tuple[_State, tuple[Array, Array, Array]]:
         state = state._replace(log_weights=usable(state.log_weights + look.log_r))
         reported = report(state)
-        state, look = resampled(jax.random.fold_in(key_resample, t), state, look)
-        x = placed(look.proposal.sample(key).astype(state.x.dtype))
-        ratio = look.law.log_prob(x) - look.proposal.log_prob(x) - look.log_r
+        state, look = resampled(jax.random.fold_in(key_resample, t), state, look, is_row)
+        proposal = target.proposal(look)
+        x = placed(proposal.sample(key).astype(state.x.dtype))
+        ratio = log_density(look.law, x) - proposal.log_prob(x) - look.log_r
         return state._replace(x=x, log_weights=usable(state.log_weights + ratio)), reported
 
     def report(state: _State) -> tuple[Array, Array, Array]:
@@ -137,12 +141,14 @@ def particle_filter(
     x = placed(initial.sample(key_start, (num_particles,)))
     log_weights = target.diffusion.process.stationary().log_prob(x) - initial.log_prob(x)
     state = _State(x, usable(log_weights), jnp.zeros(()), jnp.arange(num_particles))
+    is_row = by_particle(lambda x: target.look(target.num_steps, x), x)
     state, reports = jax.lax.scan(
-        lambda state, t: step(state, target.look(t, state.x), t, jax.random.fold_in(key_steps, t)),
+        lambda state, t: step(state, target.look(t, state.x), t, jax.random.fold_in(key_steps, t), is_row),
         state,
         jnp.arange(target.num_steps, 1, -1),
     )
-    state, at_1 = step(state, target.look_first(state.x), 1, key_first)
+    is_row = by_particle(target.look_first, x)
+    state, at_1 = step(state, target.look_first(state.x), 1, key_first, is_row)
     state = state._replace(log_weights=usable(state.log_weights + jax.vmap(target.r.log_r)(state.x)))
     series = [
         jnp.concatenate([jnp.stack([last, before]), along[::-1]])
@@ -161,10 +167,17 @@ def usable(log_weights: Array) -> Array:
     return jnp.where(jnp.isnan(log_weights), -jnp.inf, log_weights)
 
 
-def _rows(leaf: Array, chosen: Array) -> Array:
-    """The chosen rows of a law's parameter; one that is the same for all particles has a first axis of 1, or none."""
-    leaf = jnp.asarray(leaf)
-    return leaf[chosen] if leaf.ndim > 0 and leaf.shape[0] == chosen.shape[0] else leaf
+def by_particle(look: Callable[[Array], Look], x: Array) -> Look:
+    """Which arrays of a look have a row for every particle: those that grow with one particle more."""
+    more = jax.ShapeDtypeStruct((len(x) + 1, *x.shape[1:]), x.dtype)
+    now, then = jax.eval_shape(look, x), jax.eval_shape(look, more)
+    pairs = zip(jax.tree.leaves(now), jax.tree.leaves(then), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(now), [a.shape != b.shape for a, b in pairs])
+
+
+def _rows(chosen: Array) -> Callable[[Array, bool], Array]:
+    """The chosen rows of an array, where it has a row for every particle."""
+    return lambda leaf, is_row: leaf[chosen] if is_row else leaf
 
 
 def _invert(weights: Array, positions: Array) -> Array:

@@ -107,12 +107,12 @@ class PathGibbs(MCMCKernel):
         name, shape = self._found.name, (*self._found.batch_shape, *self._found.event_shape)
         key_x0, key_path, key_tries, rng_key = jax.random.split(rng_key, 4)
         kwargs = {} if model_kwargs is None else dict(model_kwargs)
-        target, log_r = target_of(self._model, self._found._replace(plates=()), model_args, kwargs, self._options)
+        target = target_of(self._model, self._found._replace(plates=()), model_args, kwargs, self._options)
         x0 = target.diffusion.sample(key_x0) if not init_params else jnp.asarray(init_params[name])
         if x0.shape != shape:
             raise ValueError(f"init_params must give site {name!r} shape {shape}; got {x0.shape}.")
         x0 = x0.astype(jnp.result_type(float))
-        _check_possible(log_r, x0, lambda: target.diffusion.sample(key_tries, (NUM_TRIES,)))
+        _check_possible(target.r, x0, lambda: target.diffusion.sample(key_tries, (NUM_TRIES,)))
         path = target.diffusion.process.forward(x0).sample(key_path).astype(x0.dtype)
         return PathGibbsState({name: x0}, path, jnp.zeros(target.num_steps + 1), rng_key)
 
@@ -128,14 +128,12 @@ class PathGibbs(MCMCKernel):
         starts = jnp.stack([jnp.asarray(len(before)), jax.random.randint(key_s, (), 0, len(before))])
 
         def sweep(member: Array | None, key: Array, path: Array) -> Array:
-            target, log_r = target_of(self._model, found, model_args, kwargs, self._options, member)
+            target = target_of(self._model, found, model_args, kwargs, self._options, member)
 
             def move(path: Array, step: tuple[Array, Array]) -> tuple[Array, None]:
                 (key_later, key_earlier), start = jax.random.split(step[0]), step[1]
                 path = conditional_importance(key_later, target.diffusion, path, self.num_particles, start=start)
-                return conditional_filter(
-                    key_earlier, target, path, self.num_particles, start=start, log_r=log_r.log_r
-                ), None
+                return conditional_filter(key_earlier, target, path, self.num_particles, start=start), None
 
             return jax.lax.scan(move, path, (jax.random.split(key, len(starts)), starts))[0]
 

@@ -2,8 +2,8 @@ r"""What a function's outputs depend on, and whether they are affine in its inpu
 
 Every element of every array on the way carries a mark. Its *source* says which groups of x the element depends on: none, one of
 them, or several; a group is a coordinate of x by default, or a row of a plate. Its *form* says whether it is an affine function of
-x, for every value of everything else, or at least a sum of functions of one group each. Where a primitive is not known here, its outputs are taken to depend on all its inputs,
-and not to be affine: a mark may say too much, never too little.
+x, for every value of everything else, or at least a sum of functions of one group each. Where a primitive is not known here, its
+outputs are taken to depend on all its inputs, in any way: a mark may say too much, never too little.
 """
 
 from collections.abc import Callable
