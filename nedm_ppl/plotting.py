@@ -322,7 +322,7 @@ def restoration_figure(
     tile = x0.shape[1:] if x0.ndim == 3 else (1, x0.shape[1])
     width, row = (1.1, 1.1 * tile[0] / tile[1]) if x0.ndim == 3 else (1.5, 0.22)
     axes = _axes(axes, (len(panels),), figsize=(width * len(panels), row * len(x0) + 0.6))
-    grey, largest = _limits(x0) if limits is None else limits, float(np.max(sd)) or 1.0
+    grey, largest = _limits(x0) if limits is None else limits, float(np.asarray(sd).max()) or 1.0
     for ax, (name, values, colour) in zip(axes, panels, strict=True):
         mosaic = np.asarray(values, np.float64).reshape(-1, tile[1])
         _show(ax, mosaic, (0.0, largest) if name == "sd" else grey, tile)

@@ -140,7 +140,7 @@ def hidden(half: str, event_shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"half {half!r} must leave something to see; got data of shape {event_shape}.")
     place = np.arange(event_shape[axis]) < event_shape[axis] // 2
     place = place if half in ("upper", "left") else np.arange(event_shape[axis]) >= event_shape[axis] // 2
-    return np.broadcast_to(np.expand_dims(place, [i for i in range(len(event_shape)) if i != axis]), event_shape)
+    return np.broadcast_to(np.expand_dims(place, tuple(i for i in range(len(event_shape)) if i != axis)), event_shape)
 
 
 class Restoration(NamedTuple):
