@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nedm_ppl import models
-from nedm_ppl.files import sync
+from nedm_ppl.files import printable, shortened, sync
 
 __all__ = ["ModelFolderError", "load", "save"]
 
@@ -134,7 +134,7 @@ def load(folder: str | os.PathLike, *, like: D | None = None) -> D:
         jax.eval_shape(lambda t, x: diffusion.kernel(t, x).log_prob(x), t, x)
     except Exception as error:
         raise reader.error(
-            f"the model must be able to take a reverse step; it fails with {_short(str(error))}"
+            f"the model must be able to take a reverse step; it fails with {shortened(str(error))}"
         ) from error
     return cast(D, diffusion)
 
@@ -168,7 +168,7 @@ class _Writer:
             value, inner = getattr(module, field.name), f"{path}.{field.name}"
             encoded[field.name] = self.encode(value, inner)
             if not _fits(value, field.type, self.types):
-                raise ValueError(f"{inner} must be {_spell(field.type)} to be saved; got {_short(value)}.")
+                raise ValueError(f"{inner} must be {_spell(field.type)} to be saved; got {shortened(value)}.")
         return encoded
 
     def array(self, array: Any, path: str) -> dict[str, str]:
@@ -218,7 +218,7 @@ class _Reader:
                 return self.module(name, fields, like, path)
             case [("external", str(name)), ("leaves", list(leaves))]:
                 return self.external(name, leaves, like, path)
-        raise self.error(f"{path} must be a value, an array or a part of a model; got {_short(node)}")
+        raise self.error(f"{path} must be a value, an array or a part of a model; got {shortened(node)}")
 
     def module(self, name: str, nodes: dict[str, Any], like: Any, path: str) -> eqx.Module:
         if (cls := self.types.get(name)) is None:
@@ -237,7 +237,7 @@ class _Reader:
             inner = f"{path}.{field}"
             value = self.decode(node, ABSENT if like is ABSENT else getattr(like, field), inner)
             if not _fits(value, expected[field], self.types):
-                raise self.error(f"{inner} must be {_spell(expected[field])}; got {_short(node)}")
+                raise self.error(f"{inner} must be {_spell(expected[field])}; got {shortened(node)}")
             object.__setattr__(module, field, value)
         try:
             for check in [vars(base)["__check_init__"] for base in cls.__mro__ if "__check_init__" in vars(base)]:
@@ -263,7 +263,7 @@ class _Reader:
 
     def array(self, name: str, like: Any, path: str) -> Any:
         if name not in self.arrays or name in self.used:
-            raise self.error(f"{path} must be an array of its own; got {_short(name)}")
+            raise self.error(f"{path} must be an array of its own; got {shortened(name)}")
         self.used.add(name)
         array = self.arrays[name]
         if like is not ABSENT and _describe(like) != _describe(array):
@@ -332,17 +332,11 @@ def _describe(value: Any) -> str:
 
 
 def _spell(annotation: Any) -> str:
-    return annotation.__name__.split(".")[-1] if isinstance(annotation, type) else _short(annotation)
-
-
-def _short(value: Any) -> str:
-    text = " ".join((value if isinstance(value, str) else repr(value)).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return annotation.__name__.split(".")[-1] if isinstance(annotation, type) else shortened(annotation)
 
 
 def _error(path: Path, sentence: str, repair: str = AGAIN) -> ModelFolderError:
-    printable = sentence.encode("utf-8", "backslashreplace").decode()  # JSON may hold half of a surrogate pair
-    return ModelFolderError(f"{path}: {printable}. {repair}")
+    return ModelFolderError(printable(f"{path}: {sentence}. {repair}"))
 
 
 def _stored(dtype: np.dtype) -> np.dtype:
@@ -371,11 +365,11 @@ def _read_document(folder: Path) -> dict[str, Any]:
         raise _error(path, f"must be of the format {FORMAT}; this is something else", "Check the path.")
     written, library = document.get("version"), document.get("library")
     if type(written) is int and written > VERSION:
-        sentence = f"must be of version {VERSION} to be read here; got {written}, of nedm_ppl {_short(library)}"
+        sentence = f"must be of version {VERSION} to be read here; got {written}, of nedm_ppl {shortened(library)}"
         raise _error(path, sentence, "Upgrade nedm_ppl.")
     for entry, kind in {"version": int, "sha256": str, "arrays": dict, "model": dict}.items():
         if type(document.get(entry)) is not kind:
-            raise _error(path, f"must have a {kind.__name__} for its {entry}; got {_short(document.get(entry))}")
+            raise _error(path, f"must have a {kind.__name__} for its {entry}; got {shortened(document.get(entry))}")
     return document
 
 
@@ -405,7 +399,7 @@ def _read_arrays(folder: Path, document: dict[str, Any]) -> dict[str, np.ndarray
                     member.seek(0)
                     arrays[name] = np.load(member, allow_pickle=False).view(dtype)
     except Exception as error:  # zip and NumPy raise a dozen kinds for a file made to mislead
-        raise _error(path, f"must hold the arrays that {TREE} declares; {_short(str(error))}") from None
+        raise _error(path, f"must hold the arrays that {TREE} declares; {shortened(str(error))}") from None
     return arrays
 
 
@@ -414,7 +408,7 @@ def _manifest(path: Path, entries: dict[str, Any]) -> Manifest:
     for name, entry in entries.items():
         shape, dtype = (entry.get("shape"), entry.get("dtype")) if isinstance(entry, dict) else (None, None)
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or dtype not in [*DTYPES]:
-            raise _error(path, f"{_short(name)} must have a shape and a dtype; got {_short(entry)}")
+            raise _error(path, f"{shortened(name)} must have a shape and a dtype; got {shortened(entry)}")
         manifest[name] = tuple(shape), DTYPES[dtype]
     return manifest
 

@@ -7,7 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["OutputError", "reason", "sync", "whole", "write_json", "write_netcdf", "write_outputs"]
+__all__ = [
+    "OutputError",
+    "printable",
+    "reason",
+    "shortened",
+    "sync",
+    "whole",
+    "write_json",
+    "write_netcdf",
+    "write_outputs",
+]
 
 
 class OutputError(OSError):
@@ -74,8 +84,18 @@ def write_outputs(out: Path, outputs: Mapping[str, Callable[[Path], None]], kept
 
 def reason(error: Exception) -> str:
     """An exception in a clause."""
-    text = " ".join(str(error).split()).rstrip(".")
-    return f"{text[:197]}..." if len(text) > 200 else text or type(error).__name__
+    return shortened(str(error).rstrip("."), 200) or type(error).__name__
+
+
+def shortened(value: Any, most: int = 80) -> str:
+    """A value in at most so many characters of one line."""
+    text = printable(" ".join((value if isinstance(value, str) else repr(value)).split()))
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def printable(value: Any) -> str:
+    """A text or path with nothing in it that UTF-8 has not: JSON may hold half of a surrogate pair, a path any bytes."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def sync(path: Path) -> None:

@@ -299,9 +299,8 @@ def test_checkpoints_in_use_damaged_or_foreign_are_refused(tmp_path):
         fit(data, checkpoint=foreign, resume=True, **options)
     assert (foreign / "thesis.tex").read_text() == "work of years"
 
-    for file in (folder / "steps" / "40").rglob("*"):
-        if (file.is_file() and "ocdbt.process" in str(file)) or file.name == "_METADATA":
-            file.write_bytes(file.read_bytes()[: max(1, file.stat().st_size // 3)])
+    file = folder / "steps" / "40" / "arrays.npz"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
     with pytest.raises(inference.CheckpointError, match=r"checkpoint .*40 is damaged .*Remove that folder"):
         fit(data, checkpoint=folder, resume=True, **options)
     (folder / "run.json").write_text("{ not json")
