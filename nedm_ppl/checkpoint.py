@@ -1,7 +1,7 @@
 r"""Saved models: a folder of JSON and arrays. Nothing is pickled, and loading runs nothing that the folder names.
 
-    model.json    the format's name and version, the library's version, the sha256 of `arrays.npz`, the shape and
-                  dtype of every array in it, and the model as data
+    model.json    the format's name and version, the library's version, the sha256 of `arrays.npz` and of all else that
+                  `model.json` says, the shape and dtype of every array and whether it is finite, and the model as data
     arrays.npz    the arrays, uncompressed, each under its place in the model: `model.reverse.network.centres`
 
 The model is a tree whose nodes are
@@ -16,7 +16,8 @@ A type is looked up among the final classes of `nedm_ppl.models` (a class is abs
 `equinox.nn`, must have exactly its fields, and is judged by its `__check_init__` like any new module. Code is not data:
 a part of the user's own is named and not described, and `load` takes it from a model `like` the saved one.
 
-A model is written beside its folder and renamed into place, so a save that fails leaves the old model whole.
+A model is written beside its folder and renamed into place, so a save that fails leaves the old model whole. Version 1 had
+no hash of `model.json` itself, and is still read.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ import inspect
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import sys
@@ -32,6 +34,7 @@ import types
 import typing
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -43,13 +46,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nedm_ppl import models
-from nedm_ppl.files import printable, shortened, sync
+from nedm_ppl.files import locked, printable, shortened, sync
 
 __all__ = ["ModelFolderError", "load", "save"]
 
-FORMAT, VERSION = "nedm_ppl.model", 1
+FORMAT, VERSION = "nedm_ppl.model", 2
 TREE, ARRAYS = "model.json", "arrays.npz"
-MAX_DEPTH, MAX_JSON_BYTES = 64, 2**26
+MAX_DEPTH, MAX_JSON_BYTES, MAX_INT = 64, 2**26, 2**63 - 1
 FROM_EQUINOX = ("Dropout", "Embedding", "LayerNorm", "Linear", "MultiheadAttention", "RMSNorm")
 NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 bfloat16 float16 float32 float64 complex64 complex128"
 DTYPES = {name: jnp.dtype(name) for name in NAMES.split()}
@@ -87,24 +90,36 @@ def save(diffusion: models.Diffusion, folder: str | os.PathLike, *, overwrite: b
     new = folder.with_name(f".{folder.name}.{uuid4().hex}.new")
     new.mkdir()
     try:
-        # NumPy's files know no bfloat16: its bits are stored.
-        stored: dict[str, Any] = {name: array.view(_stored(array.dtype)) for name, array in writer.arrays.items()}
-        np.savez(new / ARRAYS, **stored)
-        document = {
-            "format": FORMAT,
-            "version": VERSION,
-            "library": version("nedm-ppl"),
-            "sha256": _sha256(new / ARRAYS),
-            "arrays": {k: {"shape": list(v.shape), "dtype": v.dtype.name} for k, v in writer.arrays.items()},
-            "model": tree,
-        }
-        (new / TREE).write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
-        for path in (new / ARRAYS, new / TREE, new):
-            sync(path)
+        with locked(new):
+            _clear(folder, "new")  # what saves left that were killed
+            _write(new, writer.arrays, tree)
         _move_into_place(new, folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+    if overwrite:
+        _clear(folder, "old")
+
+
+def _write(new: Path, arrays: dict[str, np.ndarray], tree: Any) -> None:
+    # NumPy's files know no bfloat16: its bits are stored.
+    stored: dict[str, Any] = {name: array.view(_stored(array.dtype)) for name, array in arrays.items()}
+    np.savez(new / ARRAYS, **stored)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "library": version("nedm-ppl"),
+        "sha256": _sha256(new / ARRAYS),
+        "arrays": {
+            name: {"shape": list(array.shape), "dtype": array.dtype.name, "finite": _is_finite(array)}
+            for name, array in arrays.items()
+        },
+        "model": tree,
+    }
+    document["json_sha256"] = _json_sha256(document)
+    (new / TREE).write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+    for path in (new / ARRAYS, new / TREE, new):
+        sync(path)
 
 
 def load(folder: str | os.PathLike, *, like: D | None = None) -> D:
@@ -157,6 +172,8 @@ class _Writer:
             return {"type": kind.__name__, "fields": self.fields(value, path)}
         value = value.item() if isinstance(value, np.generic) else value
         if _is_plain(value):
+            if type(value) is int and abs(value) > MAX_INT:
+                raise ValueError(f"{path} must be below 2^63 in size to be saved; got {value:.3e}.")
             return value if not isinstance(value, float) or math.isfinite(value) else {"float": str(value)}
         leaves = [np.asarray(leaf) if isinstance(leaf, np.generic) else leaf for leaf in jax.tree.leaves(value)]
         nodes = [self.encode(leaf, f"{path}.{i}") if _is_data(leaf) else None for i, leaf in enumerate(leaves)]
@@ -202,6 +219,8 @@ class _Reader:
         if path.count(".") > MAX_DEPTH:
             raise self.error(f"a model may be nested {MAX_DEPTH} deep; this one is deeper")
         match sorted(node.items()) if isinstance(node, dict) else node:
+            case int() if abs(node) > MAX_INT:
+                raise self.error(f"{path} must be below 2^63 in size; got {shortened(node)}")
             case None | bool() | int() | float() | str():
                 return node
             case [("float", "inf" | "-inf" | "nan" as text)]:
@@ -348,10 +367,20 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _json_sha256(document: dict[str, Any]) -> str:
+    """Of all that a document says but this hash, whatever the order of its keys and its white space."""
+    said = {name: value for name, value in document.items() if name != "json_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    return not jnp.issubdtype(array.dtype, jnp.inexact) or bool(np.all(np.isfinite(array)))
+
+
 def _read_document(folder: Path) -> dict[str, Any]:
     """`model.json`, of this format and a version that is known, with all its entries."""
     if not folder.is_dir():
-        kept = sorted(folder.parent.glob(f".{folder.name}.*.old"))
+        kept = _aside(folder, "old")
         hint = f"An interrupted save left the old model in {kept[-1]}: rename it." if kept else "Check the path."
         raise _error(folder, f"must be a folder; there is {'a file' if folder.exists() else 'nothing'}", hint)
     path = folder / TREE
@@ -360,7 +389,7 @@ def _read_document(folder: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _error(path, f"must be JSON; {error}") from None
+        raise _error(path, f"must be JSON; {shortened(str(error))}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise _error(path, f"must be of the format {FORMAT}; this is something else", "Check the path.")
     written, library = document.get("version"), document.get("library")
@@ -370,6 +399,13 @@ def _read_document(folder: Path) -> dict[str, Any]:
     for entry, kind in {"version": int, "sha256": str, "arrays": dict, "model": dict}.items():
         if type(document.get(entry)) is not kind:
             raise _error(path, f"must have a {kind.__name__} for its {entry}; got {shortened(document.get(entry))}")
+    if document["version"] < 1 or (document["version"] > 1 and "json_sha256" not in document):
+        raise _error(
+            path, f"must be of a version from 1 to {VERSION}, and of version 2 with its own hash; got {written}"
+        )
+    if "json_sha256" in document and document["json_sha256"] != (digest := _json_sha256(document)):
+        sentence = f"must say what it said when it was saved, with json_sha256 {shortened(document['json_sha256'], 16)}"
+        raise _error(path, f"{sentence}; got {digest:.16}")
     return document
 
 
@@ -379,7 +415,7 @@ def _read_arrays(folder: Path, document: dict[str, Any]) -> dict[str, np.ndarray
     declared = sum(math.prod(shape) * dtype.itemsize for shape, dtype in manifest.values())
     size, headers = _file_size(path), 1024 + sum(1024 + 8 * len(name) for name in manifest)
     if not declared <= size <= declared + headers:
-        raise _error(path, f"must hold {declared} bytes of arrays and little else; got {size} bytes")
+        raise _error(path, f"must hold {shortened(declared, 24)} bytes of arrays and little else; got {size} bytes")
     if (digest := _sha256(path)) != document["sha256"]:
         raise _error(path, f"must be the file that was saved, with sha256 {document['sha256']:.16}; got {digest:.16}")
     arrays = {}
@@ -398,6 +434,8 @@ def _read_arrays(folder: Path, document: dict[str, Any]) -> dict[str, np.ndarray
                         raise ValueError(f"{name} is {stored} {got} and not {dtype} {shape}")
                     member.seek(0)
                     arrays[name] = np.load(member, allow_pickle=False).view(dtype)
+                if document["arrays"][name].get("finite") is True and not _is_finite(arrays[name]):
+                    raise ValueError(f"{name} was finite and is no longer")
     except Exception as error:  # zip and NumPy raise a dozen kinds for a file made to mislead
         raise _error(path, f"must hold the arrays that {TREE} declares; {shortened(str(error))}") from None
     return arrays
@@ -407,9 +445,10 @@ def _manifest(path: Path, entries: dict[str, Any]) -> Manifest:
     manifest = {}
     for name, entry in entries.items():
         shape, dtype = (entry.get("shape"), entry.get("dtype")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or dtype not in [*DTYPES]:
+        counts = shape if isinstance(shape, list) and len(shape) <= MAX_DEPTH else [None]
+        if dtype not in [*DTYPES] or not all(type(n) is int and 0 <= n <= MAX_INT for n in counts):
             raise _error(path, f"{shortened(name)} must have a shape and a dtype; got {shortened(entry)}")
-        manifest[name] = tuple(shape), DTYPES[dtype]
+        manifest[name] = tuple(counts), DTYPES[str(dtype)]
     return manifest
 
 
@@ -437,6 +476,21 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         if foreign:
             sentence = f"must hold a saved model and nothing else to be replaced; it holds {foreign[0]}"
             raise _error(folder, sentence, "Choose another folder, or empty this one yourself.")
+
+
+def _aside(folder: Path, what: str) -> list[Path]:
+    """What saves have put beside a folder: `new` models before they take its place, `old` ones after they left it."""
+    if not folder.parent.is_dir():
+        return []
+    name = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{32}}\.{what}")
+    return sorted(path for path in folder.parent.iterdir() if name.fullmatch(path.name))
+
+
+def _clear(folder: Path, what: str) -> None:
+    """Remove what killed saves have left beside a folder; what a living one writes is locked, and stays."""
+    for path in _aside(folder, what):
+        with suppress(OSError), locked(path):
+            shutil.rmtree(path)
 
 
 def _move_into_place(new: Path, folder: Path) -> None:

@@ -7,8 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # not posix
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
     "OutputError",
+    "locked",
     "printable",
     "reason",
     "shortened",
@@ -96,6 +102,24 @@ def shortened(value: Any, most: int = 80) -> str:
 def printable(value: Any) -> str:
     """A text or path with nothing in it that UTF-8 has not: JSON may hold half of a surrogate pair, a path any bytes."""
     return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file or folder for this process, as long as it lives and no longer. (Where there is no `flock` nothing is held.)
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

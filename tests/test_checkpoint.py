@@ -17,7 +17,7 @@ import optax
 import pytest
 from numpyro.infer import SVI, Trace_ELBO
 
-from nedm_ppl import checkpoint, models
+from nedm_ppl import checkpoint, files, models
 from nedm_ppl.checkpoint import ModelFolderError
 from nedm_ppl.models import networks, schedules
 
@@ -242,12 +242,14 @@ def test_types_have_names_of_their_own():
 # Damage: each entry takes a good folder apart in one way; the message is what the user reads.
 
 
-def edit(change):
-    """Rewrite model.json by a function of the document."""
+def edit(change, signed=True):
+    """Rewrite model.json by a function of the document, and give it the hash that it then has."""
 
     def damage(folder):
         document = json.loads((folder / "model.json").read_text())
         change(document)
+        if signed and "json_sha256" in document:
+            document["json_sha256"] = checkpoint._json_sha256(document)
         (folder / "model.json").write_text(json.dumps(document))
 
     return damage
@@ -338,7 +340,23 @@ DAMAGE = {
         r"must be of the format nedm_ppl.model; this is something else. Check",
     ),
     "list": (write("model.json", b"[1]"), r"must be of the format nedm_ppl.model"),
-    "version 99": (at("version", value=99), r"version 1 to be read here; got 99, of nedm_ppl \S+\. Upgrade nedm_ppl"),
+    "version 99": (at("version", value=99), r"version 2 to be read here; got 99, of nedm_ppl \S+\. Upgrade nedm_ppl"),
+    "version 0": (at("version", value=0), r"must be of a version from 1 to 2, .*; got 0"),
+    "no hash": (at("json_sha256", value=...), r"must be of a version from 1 to 2, and of version 2 with its own hash"),
+    "odd hash": (edit(lambda d: d.update(json_sha256=3), signed=False), r"when it was saved, with json_sha256 3; got"),
+    "a digit": (
+        edit(lambda d: d["model"]["fields"]["process"]["fields"]["event_shape"].update(tuple=[5]), signed=False),
+        r"model.json: must say what it said when it was saved, with json_sha256 [0-9a-f.]{16}; got \w{16}\. Restore",
+    ),
+    "a downgrade": (edit(lambda d: d.update(version=1), signed=False), r"must say what it said when it was saved"),
+    "not finite": (repack(data=npy(np.full((6, 4), np.nan, "f4"))), r"network.centres was finite and is no longer"),
+    "great count": (at(*PROCESS, "event_shape", value={"tuple": [10**300]}), r"shape.0 must be below 2\^63 in size"),
+    "great shape": (at(*CENTRES, "shape", value=[10**300] * 20), r"centres must have a shape and a dtype; got"),
+    "long shape": (at(*CENTRES, "shape", value=[2**62] * 64), r"arrays.npz: must hold \d{21}\.\.\. bytes of arrays"),
+    "long number": (
+        write("model.json", b'{"a": ' + b"1" * 5000 + b"}"),
+        r"model.json: must be JSON; Exceeds the limit",
+    ),
     "version word": (at("version", value="1"), r"must have a int for its version; got 1"),
     "no tree": (at("model", value=...), r"must have a dict for its model; got None"),
     "no sha256": (at("sha256", value=...), r"must have a str for its sha256; got None"),
@@ -513,3 +531,53 @@ def test_a_crash_between_the_renames_says_where_the_old_model_is(tmp_path, monke
         models.Diffusion.load(tmp_path / "model")
     old = re.search(r"model in (\S+): rename it", str(caught.value))[1]
     assert_same(first, models.Diffusion.load(old))
+
+
+def test_no_changed_digit_loads_as_another_model(tmp_path):
+    """Of model.json, of a residual network: its schedule's rates, its layers' sizes, its arrays' names and shapes."""
+    DIFFUSIONS["residual"]().save(tmp_path / "model")
+    file = tmp_path / "model" / "model.json"
+    text = file.read_text()
+    digits = [i for i, character in enumerate(text) if character.isdigit()]
+    assert len(digits) > 200
+    for i in digits:
+        file.write_text(text[:i] + str((int(text[i]) + 1) % 10) + text[i + 1 :])
+        with pytest.raises(ModelFolderError):
+            models.Diffusion.load(tmp_path / "model")
+    file.write_text(text)
+    assert_same(DIFFUSIONS["residual"](), models.Diffusion.load(tmp_path / "model"))
+
+
+def test_a_folder_of_version_1_still_loads(tmp_path):
+    DIFFUSIONS["rbf"]().save(tmp_path / "model")
+
+    def older(document):
+        document["version"] = 1
+        del document["json_sha256"]
+        for entry in document["arrays"].values():
+            del entry["finite"]
+
+    edit(older)(tmp_path / "model")
+    assert_same(DIFFUSIONS["rbf"](), models.Diffusion.load(tmp_path / "model"))
+    DIFFUSIONS["rbf"]().save(tmp_path / "model", overwrite=True)
+    assert json.loads((tmp_path / "model" / "model.json").read_text())["version"] == 2
+
+
+def test_the_next_save_clears_what_a_killed_one_left_and_not_what_a_living_one_writes(tmp_path):
+    left = [tmp_path / f".model.{digit * 32}.{what}" for digit, what in (("a", "new"), ("b", "new"), ("c", "old"))]
+    for path in (*left, tmp_path / ".model.notes.new", tmp_path / f".model2.{'a' * 32}.new"):
+        path.mkdir()
+    with files.locked(left[1]):
+        DIFFUSIONS["flip"]().save(tmp_path / "model", overwrite=True)
+    kept = {left[1].name, ".model.notes.new", f".model2.{'a' * 32}.new", "model"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    DIFFUSIONS["flip"]().save(tmp_path / "model", overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == kept - {left[1].name}
+
+
+def test_a_number_too_great_to_load_is_not_saved(tmp_path):
+    kernel = jax.tree_util.Partial(lambda number, t, x: OwnKernel(jnp.zeros(4))(t, x), 10**300)
+    with pytest.raises(
+        ValueError, match=r"model\.reverse\.0 must be below 2\^63 in size to be saved; got 1\.000e\+300"
+    ):
+        models.Diffusion(GAUSSIAN, kernel).save(tmp_path / "model")
