@@ -15,7 +15,10 @@ from nedm_ppl.inference import (
     NormalObservation,
     Product,
 )
-from nedm_ppl.inference.multiplier import as_multiplier, perturb
+from nedm_ppl.inference.local import MOST_COORDINATES, WIDENED
+from nedm_ppl.inference.multiplier import as_multiplier
+from nedm_ppl.inference.tabulated import guide_of
+from nedm_ppl.inference.tilted import tilt
 from nedm_ppl.models import Levels
 from tests.exact import states
 
@@ -47,7 +50,7 @@ def test_a_normal_law_times_a_gaussian_observation(name, power):
     r = as_multiplier(GAUSSIAN[name])
     unnormalised = np.asarray(NORMAL.log_prob(PLANE) + power * jax.vmap(r.log_r)(PLANE), np.float64)
     law = np.exp(unnormalised) / np.exp(unnormalised).sum()
-    product = perturb(NORMAL, r, LOC, power)
+    product = tilt(NORMAL, r, LOC, power).law
     np.testing.assert_allclose(np.exp(product.log_prob(PLANE)) * CELL, law, atol=2e-6)
     np.testing.assert_allclose(product.mean, law @ np.asarray(PLANE), atol=1e-4)
     np.testing.assert_allclose(
@@ -88,7 +91,7 @@ def test_a_discrete_law_times_what_factorises(name):
     values = np.array([[a, b] for a in GREYS for b in GREYS]) if values is None else values
     r = as_multiplier(r)
     joint = np.exp(np.asarray(law.log_prob(values) + jax.vmap(r.log_r)(jnp.asarray(values)), np.float64))
-    product = perturb(law, r, jnp.asarray(values[0]))
+    product = tilt(law, r, jnp.asarray(values[0])).law
     np.testing.assert_allclose(np.exp(product.log_prob(values)), joint / joint.sum(), atol=1e-6)
     np.testing.assert_allclose(r.log_mean(law), np.log(joint.sum()), atol=1e-5)
 
@@ -105,27 +108,127 @@ def test_known_coordinates_of_a_normal_law_are_points():
     assert known.log_r(inside) == 0.0 and known.log_r(jnp.array([0.1, 0.0])) == -jnp.inf
 
 
-def test_any_function_moves_a_normal_law_by_its_gradient_and_every_bit_by_its_own_ratio():
-    moved = perturb(NORMAL, as_multiplier(lambda x: -jnp.sum(jnp.cosh(x))), LOC)
-    np.testing.assert_allclose(moved.mean, LOC - SCALE**2 * jnp.sinh(LOC), rtol=1e-6)
-    np.testing.assert_allclose(moved.variance, SCALE**2, rtol=1e-6)
+def on_the_plane(log_r):
+    """log of the mean of r under `NORMAL`, and the mean of the product, by quadrature."""
+    joint = np.asarray(NORMAL.log_prob(PLANE) + jax.vmap(log_r)(PLANE), np.float64)
+    weights = np.exp(joint - joint.max())
+    return joint.max() + np.log(weights.sum() * CELL), weights @ np.asarray(PLANE) / weights.sum()
 
+
+def coupled(x):
+    return -0.5 * (x[0] - x[1] - 1.0) ** 2 / 0.3 - 0.5 * (x[0] + 2.0 * x[1]) ** 2
+
+
+def test_modes_of_a_gaussian_function_are_exact():
+    """One step of Newton's method: place, curvature and mass of a quadratic log r are those of the product."""
+    truth, mean = on_the_plane(coupled)
+    product, log_mean = tilt(NORMAL, as_multiplier(coupled))
+    np.testing.assert_allclose(log_mean, truth, atol=1e-4)
+    np.testing.assert_allclose(product.mean, mean, atol=1e-4)
+    exact = GAUSSIAN["full"].times(NORMAL)
+    same, _ = tilt(NORMAL, as_multiplier(GAUSSIAN["full"].log_r))
+    np.testing.assert_allclose(same.variance, WIDENED * exact.variance, rtol=1e-4)
+
+
+HARD = {
+    "coupled": coupled,
+    "two modes": lambda x: -0.5 * (x[0] * x[1] - 1.0) ** 2 / 0.2**2,
+    "a ring": lambda x: -0.5 * (jnp.hypot(x[0], x[1]) - 1.5) ** 2 / 0.1**2,
+    "flat sides": lambda x: -0.5 * (jnp.clip(x[0] + x[1], -0.5, 0.5) - 0.4) ** 2 / 0.05**2,
+    "steep": lambda x: -jnp.sum(jnp.cosh(5.0 * (x[0] - x[1]))),
+    "never": lambda x: jnp.nan * x[0] * x[1],
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_a_guess_is_a_law_whose_density_is_that_of_its_draws(name):
+    product = tilt(NORMAL, as_multiplier(HARD[name])).law
+    mass = np.exp(np.asarray(product.log_prob(PLANE), np.float64)) * CELL
+    np.testing.assert_allclose(mass.sum(), 1.0, atol=2e-3)
+    draws = np.asarray(product.sample(jax.random.key(0), (20_000,)), np.float64)
+    for moment in (np.asarray(PLANE), np.square(np.asarray(PLANE))):
+        of_draws = draws if moment is not PLANE and np.any(moment < 0) else np.square(draws)
+        error = of_draws.std(axis=0) / np.sqrt(len(draws))
+        assert np.all(np.abs(of_draws.mean(axis=0) - mass @ moment) < 5.0 * error + 1e-3)
+    np.testing.assert_allclose(product.mean, mass @ np.asarray(PLANE), atol=5e-3)
+
+
+LINES = {
+    "clip": lambda x: dist.Normal(jnp.clip(x, -0.5, 0.5), 0.3).log_prob(0.6),
+    "coins": lambda x: 80 * jax.nn.log_sigmoid(2 * x) + 20 * jax.nn.log_sigmoid(-2 * x),
+    "sharp": lambda x: dist.Normal(jnp.tanh(x), 0.01).log_prob(0.4),
+    "sharper": lambda x: dist.Normal(x + 0.1 * x**3, 1e-3).log_prob(0.4),
+    "heavy tails": lambda x: dist.StudentT(2.0, x, 0.05).log_prob(1.5),
+    "two modes": lambda x: dist.Normal(x**2, 0.1).log_prob(1.0),
+    "counts": lambda x: dist.Poisson(jnp.exp(x)).log_prob(3.0),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_function_of_one_coordinate_is_tabulated_to_a_tenth_of_a_nat(name):
+    axis = jnp.linspace(-8.0, 8.0, 400_001)
+    for loc, scale in ((0.3, 1.0), (-0.5, 0.4), (1.0, 0.1)):
+        law = dist.Normal(jnp.array([loc]), scale).to_event(1)
+        joint = np.asarray(dist.Normal(loc, scale).log_prob(axis) + LINES[name](axis), np.float64)
+        truth = joint.max() + np.log(np.exp(joint - joint.max()).sum() * float(axis[1] - axis[0]))
+        guide = guide_of(as_multiplier(lambda x: LINES[name](x[0])), LINE)
+        if truth < -100.0 and scale < 1.0:
+            continue  # a particle that r rules out
+        product, log_mean = tilt(law, guide)
+        assert abs(float(log_mean) - truth) < 0.1 + 0.02 * abs(truth)
+        # The effective share of draws from the guess as draws of the product.
+        density = np.exp(joint - truth)
+        drawn = np.exp(np.asarray(product.log_prob(axis[:, None]), np.float64))
+        share = 1.0 / (
+            np.sum(np.where(density > 1e-30, density**2 / np.maximum(drawn, 1e-300), 0.0)) * float(axis[1] - axis[0])
+        )
+        assert share > 0.8
+
+
+def test_a_coordinate_that_r_does_not_see_keeps_its_law():
+    product = tilt(NORMAL, guide_of(as_multiplier(lambda x: jnp.cosh(x[0]) - x[0] ** 4), PROCESS)).law
+    np.testing.assert_allclose(product.mean[1], LOC[1], rtol=1e-5)
+    np.testing.assert_allclose(product.variance[1], SCALE[1] ** 2, rtol=1e-5)
+
+
+def test_a_larger_datum_is_moved_along_the_gradient_and_never_too_far():
+    size = MOST_COORDINATES + 1
+    law = dist.Normal(jnp.zeros(size), 1.0).to_event(1)
+    sharp = as_multiplier(lambda x: -0.5 * jnp.sum(jnp.square(jnp.diff(x, append=1.0) - 0.5)) / 0.01**2)
+    moved = tilt(law, sharp).law
+    before, after = (law.log_prob(x) + sharp.log_r(x) for x in (law.mean, moved.mean))
+    assert after > before
+    np.testing.assert_allclose(moved.variance, jnp.ones(size), rtol=1e-6)
+
+
+def test_every_bit_is_moved_by_its_own_ratio():
     def log_r(x):
         return x[0] * x[1] - 2.0 * x[2]
 
-    at = jnp.array([1.0, 0.0, 1.0])
-    bits = perturb(BITS, as_multiplier(log_r), at)
-    logits = bits.base_dist.logits - BITS.base_dist.logits
-    np.testing.assert_allclose(logits, [0.0, 1.0, -2.0], atol=1e-6)
+    bits = tilt(BITS, as_multiplier(log_r), jnp.array([1.0, 0.0, 1.0])).law
+    np.testing.assert_allclose(bits.base_dist.logits - BITS.base_dist.logits, [0.0, 1.0, -2.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 40])
+def test_compressed_rows_move_a_law_as_all_of_them_do(rows):
+    rng = np.random.default_rng(rows)
+    matrix, y, noise = rng.normal(size=(rows, 2)), rng.normal(size=rows), rng.uniform(0.5, 2.0, size=rows)
+    whole = LinearObservation(y, matrix, scale=noise)
+    few = whole.compressed()
+    assert len(few.y) == min(rows, 2)
+    first, second = whole.times(NORMAL), few.times(NORMAL)
+    np.testing.assert_allclose(first.mean, second.mean, atol=1e-4)
+    np.testing.assert_allclose(first.log_prob(PLANE[:50]), second.log_prob(PLANE[:50]), atol=2e-3, rtol=1e-4)
 
 
 def test_no_factor_is_one():
-    law = perturb(NORMAL, Product(), LOC)
+    law = tilt(NORMAL, Product(), LOC).law
     assert law is NORMAL
     assert Product().log_mean(NORMAL) == 0.0 and Product().log_r(LOC) == 0.0
 
 
 PROCESS = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(3))
+LINE = models.GaussianDiffusion((1,), models.schedules.log_snr_linear(3))
 BINARY = models.BernoulliDiffusion((2,), models.schedules.erasing(3))
 
 
@@ -153,7 +256,7 @@ BINARY = models.BernoulliDiffusion((2,), models.schedules.erasing(3))
         (lambda: as_multiplier(BernoulliObservation(jnp.zeros(2), 0.1)).check(PROCESS), "observation of bits"),
         (lambda: as_multiplier(lambda x: x).check(PROCESS), "log r must be a scalar"),
         (
-            lambda: perturb(NORMAL, as_multiplier(lambda x: float(x[0])), LOC),
+            lambda: tilt(NORMAL, as_multiplier(lambda x: float(x[0])), LOC),
             "r must be differentiable to move a Gaussian kernel",
         ),
     ],
@@ -163,6 +266,14 @@ def test_bad_input_gets_one_sentence(make, message):
         make()
 
 
-def test_an_r_without_a_gradient_can_weigh_alone():
-    r = as_multiplier(Function(lambda x: float(np.asarray(x)[0]), differentiable=False))
-    np.testing.assert_array_equal(perturb(NORMAL, r, LOC).mean, LOC)
+def test_an_r_without_a_gradient_moves_nothing_and_is_averaged():
+    def log_r(x):
+        return jnp.log(
+            jnp.sum(jax.pure_callback(lambda x: np.asarray(x > 0.0, np.float32), x, x, vmap_method="sequential")) + 1.0
+        )
+
+    r = as_multiplier(Function(log_r, differentiable=False))
+    law, log_mean = tilt(NORMAL, guide_of(r, PROCESS), num_draws=2_000)
+    np.testing.assert_array_equal(law.mean, LOC)
+    truth = np.log1p(np.sum(np.asarray(dist.Normal(0.0, 1.0).cdf(LOC / SCALE))))
+    assert abs(float(log_mean) - truth) < 0.05

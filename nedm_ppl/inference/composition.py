@@ -143,15 +143,15 @@ def target_of(
     given = handlers.condition(handlers.seed(program, 0), {found.name: everything})
     prior = prior_of(handlers.trace(given).get_trace(*args, **kwargs)[found.name]["fn"])
     assert prior is not None
-    apart = found.roles.apart
+    apart, tied = found.roles.apart, options["covariance"] == "jacobian"
     if member is None:
         whole = Downstream(program, found.name, args, kwargs, apart)
         diffusion = stacked(prior.diffusion, found.batch_shape)
-        return multiply(diffusion, whole, guide(whole, found.roles, everything.shape), **options)
+        return multiply(diffusion, whole, guide(whole, found.roles, everything.shape, rows=tied), **options)
     whole = Downstream(program, found.name, args, kwargs, apart, jnp.asarray(member), found.batch_shape, found.plates)
     contexts = held_by_rows(prior.diffusion.reverse, found.batch_shape)
     diffusion = prior.diffusion if contexts is None else bind(prior.diffusion, contexts[member])
-    return multiply(diffusion, whole, guide(whole, found.roles, found.event_shape), **options)
+    return multiply(diffusion, whole, guide(whole, found.roles, found.event_shape, rows=tied), **options)
 
 
 def _concrete(leaf: Any) -> Any:

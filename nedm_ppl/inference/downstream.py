@@ -153,33 +153,36 @@ def by_member(
     return total
 
 
-def guide(whole: Downstream, found: Roles, event_shape: tuple[int, ...]) -> Product:
+def guide(whole: Downstream, found: Roles, event_shape: tuple[int, ...], *, rows: bool = False) -> Product:
     """The program's density as a product that moves particles: what is recognised in a closed form, and the rest.
 
     Args:
         whole: The program's density.
         found: What its sites are to x; of all draws of a plate where `whole` is of one.
         event_shape: Of x.
+        rows: Whether looks at single coordinates are rows of a linear observation too, for a covariance that ties coordinates.
     """
     nothing = jnp.zeros(event_shape)
+    direct_sites = {} if rows else found.direct
+    linear_sites = {**(_spans(found.direct) if rows else {}), **found.linear}
     size = int(np.prod(event_shape))
     factors: list[Multiplier] = []
-    direct = [_looks(whole, name, coordinate, event_shape) for name, coordinate in found.direct.items()]
+    direct = [_looks(whole, name, coordinate, event_shape) for name, coordinate in direct_sites.items()]
     if direct:
         seen, precision, weighted = (sum(parts) for parts in zip(*direct, strict=True))
         y = weighted / jnp.where(precision > 0.0, precision, 1.0)
         scale = jax.lax.rsqrt(jnp.where(precision > 0.0, precision, 1.0))
         mask = (seen > 0) & (precision > 0.0)
         factors.append(_normal(y.reshape(event_shape), scale.reshape(event_shape), mask.reshape(event_shape)))
-    done = [*found.direct]
-    for name, span in found.linear.items():
-        rows = _rows_of(whole, span, size)
+    done = [*direct_sites]
+    for name, span in linear_sites.items():
+        chosen_rows = _rows_of(whole, span, size)
         law = gaussian_of(whole.sites(nothing)[name])
         assert law is not None
         blocks = law.noise.ndim == 3
-        if rows is None or (blocks and whole.index is not None) or min(rows.shape[1], size) > MOST_ROWS:
+        if chosen_rows is None or (blocks and whole.index is not None) or min(chosen_rows.shape[1], size) > MOST_ROWS:
             continue
-        chosen = jnp.asarray(rows)[0 if whole.index is None else whole.index]
+        chosen = jnp.asarray(chosen_rows)[0 if whole.index is None else whole.index]
 
         def residual(x: Array, name: str = name, chosen: Array = chosen) -> Array:
             law = gaussian_of(whole.sites(x)[name])
@@ -194,16 +197,20 @@ def guide(whole: Downstream, found: Roles, event_shape: tuple[int, ...]) -> Prod
         factors.append(LinearObservation(residual(nothing), matrix, covariance=covariance))
         done.append(name)
     for name, coordinate in found.by_coordinate.items():
-        factors.append(ByCoordinate(whole, name, tuple(coordinate.tolist()), event_shape))
+        factors.append(ByCoordinate(whole, name, coordinate, event_shape))
         done.append(name)
-    left = {*found.linear, *found.rest} - {*done}
+    left = {*linear_sites, *found.rest} - {*done}
     if left:
         factors.append(whole.but(tuple(done)))
     return Product(factors)
 
 
+def _spans(direct: dict[str, tuple[int, ...]]) -> dict[str, tuple[tuple[int, int], ...]]:
+    return {name: tuple((max(i, 0), i) for i in where) for name, where in direct.items()}
+
+
 def _looks(
-    whole: Downstream, name: str, coordinate: np.ndarray, event_shape: tuple[int, ...]
+    whole: Downstream, name: str, coordinate: tuple[int, ...], event_shape: tuple[int, ...]
 ) -> tuple[Array, Array, Array]:
     """How often, with which precision, and precision times value, a site sees every coordinate; shapes (size,)."""
     nothing, size = jnp.zeros(event_shape), int(np.prod(event_shape))
@@ -219,11 +226,12 @@ def _looks(
     assert law is not None
     # r(x) = N(value + slope x; 0, noise^2 / power).
     precision = law.power * jnp.square(slope / law.noise)
-    usable = (coordinate >= 0) & (precision > 0.0)
+    seen = np.asarray(coordinate)
+    usable = (seen >= 0) & (precision > 0.0)
     weighted = jnp.where(usable, -law.power * (slope / law.noise) * (value / law.noise), 0.0)
     rows = whole.index is not None
     total = size * int(np.prod(whole.batch_shape)) if rows else size
-    where = np.maximum(coordinate, 0)
+    where = np.maximum(seen, 0)
 
     def gathered(each: Array) -> Array:
         return (
@@ -233,12 +241,12 @@ def _looks(
     return gathered(jnp.ones_like(precision)), gathered(precision), gathered(weighted)
 
 
-def _rows_of(whole: Downstream, span: np.ndarray, size: int) -> np.ndarray | None:
+def _rows_of(whole: Downstream, span: tuple[tuple[int, int], ...], size: int) -> np.ndarray | None:
     """Which elements of a site are of which draw, shape (draws, elements); None where draws share elements or have not as many."""
     if whole.index is None:
         return np.arange(len(span))[None]
     num = int(np.prod(whole.batch_shape))
-    low, high = span[:, 0] // size, span[:, 1] // size
+    low, high = np.asarray(span).T // size
     if np.any(low != high):
         return None
     rows = [np.flatnonzero(low == row) for row in range(num)]
@@ -343,10 +351,6 @@ def check_trace(name: str, trace: dict[str, Any], kernel: str) -> None:
 
     Raises:
         ValueError: the diffusion's site is scaled, a site lies in a subsampled plate, or an observed value holds NaN."""
-    if not _is_plain(trace[name]):
-        raise ValueError(
-            f"site {name!r} must not be scaled: {kernel} samples from the prior itself, not from a power of it."
-        )
     for other, site in trace.items():
         if site["type"] != "sample":
             continue
@@ -364,6 +368,10 @@ def check_trace(name: str, trace: dict[str, Any], kernel: str) -> None:
                     f"site {other!r} must observe numbers; {int(missing)} of its values are NaN. Leave missing values out by "
                     f"numpyro.handlers.mask or the law's .mask(~isnan(value))."
                 )
+    if not _is_plain(trace[name]):
+        raise ValueError(
+            f"site {name!r} must not be scaled: {kernel} samples from the prior itself, not from a power of it."
+        )
 
 
 def prior_sources(

@@ -298,9 +298,13 @@ class ParticlePosterior:
             self._found = diffusion_site(self.model, args, kwargs)
             self._site, diffusion = self._found.name, self._found.diffusion
             r = Downstream(self.model, self._site, args, kwargs, self._found.roles.apart)
-            return multiply(diffusion, r, guide(r, self._found.roles, diffusion.event_shape), **self._options)
+            return multiply(diffusion, r, self._guide(r, self._found), **self._options)
         _check_support(product, self._options["along"])
         return multiply(diffusion, product, **self._options)
+
+    def _guide(self, r: Downstream, found: Site) -> Product:
+        tied = self._options["covariance"] == "jacobian"
+        return guide(r, found.roles, found.diffusion.event_shape, rows=tied)
 
     def _batch_of(self, target: MultipliedDiffusion, args: tuple[Any, ...]) -> MultipliedDiffusion:
         """The targets of a batch of observations, as one with a leading axis on the arrays of what multiplies it."""
@@ -313,7 +317,7 @@ class ParticlePosterior:
             else:
                 assert found is not None
                 r = Downstream(model, found.name, args, {}, found.roles.apart)
-                own = multiply(found.diffusion, r, guide(r, found.roles, found.diffusion.event_shape), **self._options)
+                own = multiply(found.diffusion, r, self._guide(r, found), **self._options)
             return own.r, own.guide
 
         return eqx.tree_at(_multiplied, target, eqx.filter_vmap(one)(*args))

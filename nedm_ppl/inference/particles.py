@@ -92,8 +92,8 @@ def particle_filter(
 ) -> Particles:
     r"""Particles of $p(x_0)\, r(x_0)$; exact as their number grows, with an unbiased estimate of Z for any number.
 
-    A pure function, to be jitted and mapped over keys or targets. Memory does not grow with T. With one particle it takes the
-    draws of `target.sample` under the same key.
+    A pure function, to be jitted and mapped over keys or targets. Memory does not grow with T. With one particle, and an r that has
+    a closed form with the model's kernels, it takes the draws of `target.sample` under the same key.
 
     Args:
         rng_key: Random key.

@@ -235,6 +235,8 @@ class Lookahead(MultipliedDiffusion):
         except NotImplementedError:  # a kernel without moments: nothing to look ahead from
             law = self.diffusion.kernel(t, x)
             return Look(jnp.zeros(law.batch_shape), law, law)
+        if not self.guide.factors:
+            return Look(jnp.zeros(law.batch_shape), law, law)
         step, same = independent(law)
         assert step is not None
         free = None if same and closes(data_law, self.guide) else law

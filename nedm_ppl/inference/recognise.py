@@ -46,16 +46,15 @@ class Roles(NamedTuple):
 
     Attributes:
         direct: Gaussian sites of which each element is an affine function of one coordinate, and which; -1 where of none.
-        linear: Other Gaussian sites with an affine mean, and the span of coordinates that each element of the mean depends on,
-            shape (dim, 2).
+        linear: Other Gaussian sites with an affine mean, and the span of coordinates that each element of the mean depends on.
         by_coordinate: Sites of which each element depends on one coordinate in another way, and which; -1 where on none.
         rest: The others.
         apart: Sites whose density does not depend on x.
     """
 
-    direct: dict[str, np.ndarray]
-    linear: dict[str, np.ndarray]
-    by_coordinate: dict[str, np.ndarray]
+    direct: dict[str, tuple[int, ...]]
+    linear: dict[str, tuple[tuple[int, int], ...]]
+    by_coordinate: dict[str, tuple[int, ...]]
     rest: tuple[str, ...]
     apart: tuple[str, ...]
 
@@ -70,11 +69,11 @@ def roles(marks: dict[str, tuple[Mark, Mark | None]]) -> Roles:
         elif gaussian is not None and gaussian.affine.all():
             low, high = gaussian.low.ravel(), np.where(gaussian.depends, gaussian.high, -1).ravel()
             if gaussian.is_single.all() and density.low.size == low.size:
-                found.direct[name] = high
+                found.direct[name] = tuple(high.tolist())
             else:
-                found.linear[name] = np.stack([low, high], axis=-1)
+                found.linear[name] = tuple(zip(low.tolist(), high.tolist(), strict=True))
         elif density.is_single.all():
-            found.by_coordinate[name] = np.where(density.depends, density.high, -1).ravel()
+            found.by_coordinate[name] = tuple(np.where(density.depends, density.high, -1).ravel().tolist())
         else:
             rest.append(name)
     return found._replace(rest=tuple(rest), apart=tuple(apart))

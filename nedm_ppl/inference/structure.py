@@ -22,7 +22,7 @@ NOTHING = np.iinfo(np.int32).max  # the smallest group of an element that depend
 
 LONGEST_SCAN = 1000  # rounds; what a longer one returns is taken to depend on all it is given
 
-LINEAR = {"neg", "add", "sub", "add_any", "copy", "copy_p", "real", "imag", "sharding_constraint"}
+LINEAR = {"neg", "add", "sub", "add_any", "copy", "copy_p", "real", "imag", "sharding_constraint", "stop_gradient"}
 # fmt: off
 ELEMENTWISE = LINEAR | {
     "abs", "acos", "acosh", "and", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp",
@@ -214,6 +214,9 @@ def _all(marks: list[Mark], shape: tuple[int, ...], form: int) -> Mark:
 
 
 def _elementwise(name: str, params: dict[str, Any], marks: list[Mark], shape: tuple[int, ...]) -> Mark:
+    if name == "select_n" and marks[0].value is not None:
+        which = np.broadcast_to(marks[0].value, shape).astype(int)
+        return Mark(*(np.choose(which, [np.broadcast_to(mark[i], shape) for mark in marks[1:]]) for i in range(3)))
     low, high = np.full(shape, NOTHING, np.int32), np.full(shape, -1, np.int32)
     for mark in marks:
         low, high = np.minimum(low, mark.low), np.maximum(high, mark.high)
@@ -284,16 +287,18 @@ def _dot(numbers: Any, one: Mark, other: Mark, shape: tuple[int, ...]) -> Mark:
     def rows(part: np.ndarray, contracted: Any, batched: Any, reduce: Any, lead: bool) -> np.ndarray:
         """Reduced over what is contracted, batch axes first, and made to broadcast over the other's free axes."""
         free = [axis for axis in range(part.ndim) if axis not in (*contracted, *batched)]
-        part = reduce.reduce(
-            np.transpose(part, (*batched, *free, *contracted)).reshape(
-                *(part.shape[axis] for axis in (*batched, *free)), -1
-            ),
-            axis=-1,
+        part = np.asarray(
+            reduce.reduce(
+                np.transpose(part, (*batched, *free, *contracted)).reshape(
+                    (*(part.shape[axis] for axis in (*batched, *free)), -1)
+                ),
+                axis=-1,
+            )
         )
         num_others = len(shape) - len(batched) - len(free)
         extra = (1,) * num_others
         kept = part.shape[: len(batched)], part.shape[len(batched) :]
-        return part.reshape(*kept[0], *kept[1], *extra) if lead else part.reshape(*kept[0], *extra, *kept[1])
+        return part.reshape((*kept[0], *kept[1], *extra) if lead else (*kept[0], *extra, *kept[1]))
 
     first, second = (
         Mark(*(rows(part, *way[:2], reduce, way[2]) for part, reduce in zip(mark[:3], REDUCED, strict=True)))

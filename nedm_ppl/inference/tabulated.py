@@ -24,6 +24,7 @@ __all__ = ["Tabulated", "guide_of", "tabulate"]
 
 REACH = 8.0  # data are scaled to variance 1; beyond this from 0 nothing is tabulated
 FIRST_CELLS, MORE_CELLS, LEVELS = 64, 24, 12
+LOWEST = -1e12  # the log of what is zero; below every log r that shows where its peak is
 COMPONENTS, FEW_COMPONENTS, MANY_COORDINATES = 24, 8, 64
 
 
@@ -150,7 +151,7 @@ def tabulate(factor: Factorised, seen: Array) -> Tabulated:
     value = at_points(0.5 * (edges[:, 1:] + edges[:, :-1]))
     for _ in range(LEVELS):
         left, right = edges[:, :-1], edges[:, 1:]
-        _, worst = jax.lax.top_k(value + 2.0 * jnp.log(right - left), MORE_CELLS)
+        _, worst = jax.lax.top_k(value + _likely(0.5 * (left + right)) + 2.0 * jnp.log(right - left), MORE_CELLS)
         low, high = (jnp.take_along_axis(side, worst, axis=1) for side in (left, right))
         middle = 0.5 * (low + high)
         halves = at_points(jnp.concatenate([0.5 * (low + middle), 0.5 * (middle + high)], axis=1))
@@ -171,8 +172,13 @@ def tabulate(factor: Factorised, seen: Array) -> Tabulated:
     return Tabulated(factor, weights.reshape(shape), loc.reshape(shape), scale.reshape(shape), seen)
 
 
+def _likely(x: Array) -> Array:
+    """Where data are likely to be, in logs: heavy tails about 0, at their scale."""
+    return -1.5 * jnp.log1p(0.25 * jnp.square(x))
+
+
 def _finite(values: Array) -> Array:
-    return jnp.maximum(jnp.where(jnp.isnan(values), NEVER, values), NEVER)
+    return jnp.maximum(jnp.where(jnp.isnan(values), LOWEST, values), LOWEST)
 
 
 def _merged(edges: Array, value: Array, num: int) -> tuple[Array, Array, Array]:
@@ -180,7 +186,7 @@ def _merged(edges: Array, value: Array, num: int) -> tuple[Array, Array, Array]:
     width, middle = edges[1:] - edges[:-1], 0.5 * (edges[1:] + edges[:-1])
     mass = value + jnp.log(width)
     # By the root of the mass, so that tails have components too.
-    share = jnp.cumsum(jax.nn.softmax(0.5 * value + jnp.log(width)))
+    share = jnp.cumsum(jax.nn.softmax(0.5 * value + _likely(middle) + jnp.log(width)))
     share = share - 0.5 * jnp.diff(share, prepend=0.0)
     group = jnp.clip((num * share / jnp.maximum(share[-1], 1e-30)).astype(int), 0, num - 1)
     member = jax.nn.one_hot(group, num, axis=0, dtype=bool)
