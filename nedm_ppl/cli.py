@@ -2,7 +2,9 @@
 
 import json
 import math
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+from nedm_ppl import interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,12 +66,13 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Start again in an --out that holds an earlier run.")] = False,
 ) -> None:
     """Run an experiment: train, evaluate, save the model, draw the figures."""
-    from nedm_ppl.experiments import choose
-    from nedm_ppl.experiments import run as run_experiment
-
-    chosen = choose(experiment, density)
-    out = Path("results") / "-".join(filter(None, (experiment, chosen.density))) if out is None else out
     try:
+        with interrupts.deferred():
+            from nedm_ppl.experiments import choose
+            from nedm_ppl.experiments import run as run_experiment
+
+        chosen = choose(experiment, density)
+        out = Path("results") / "-".join(filter(None, (experiment, chosen.density))) if out is None else out
         result = run_experiment(
             chosen,
             out,
@@ -79,9 +84,12 @@ def run(
             force=force,
             progress=sys.stderr.isatty() or sys.stdout.isatty(),
         )
-    except KeyboardInterrupt:
-        console.print("Stopped. The same command with --resume goes on from the last checkpoint.")
-        raise typer.Exit(130) from None
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt) and not interrupts.received:
+            raise
+        with suppress(OSError):  # the terminal may be gone
+            console.print("Stopped. The same command with --resume goes on from the last checkpoint.")
+        raise typer.Exit(128 + (interrupts.received or [signal.SIGINT])[0]) from None
     console.print(_metrics_table(result.metrics, chosen.published))
     console.print(f"Model, metrics, figures and ArviZ files are in {out}.", markup=False)
 
@@ -413,7 +421,12 @@ def _metrics_table(metrics: dict, published: str = "") -> Table:
 def main() -> None:
     """Run the command line. A mistake is one sentence and exit code 2; what the machine refuses, a full disk, 1."""
     try:
-        app()
-    except (ValueError, FloatingPointError, OSError) as error:
+        with interrupts.stoppable():
+            app()
+    except BaseException as error:
+        if interrupts.received:
+            sys.exit(128 + interrupts.received[0])
+        if not isinstance(error, ValueError | FloatingPointError | OSError):
+            raise
         Console(stderr=True).print(Text("nedm: ", "bold red") + Text(str(error)), soft_wrap=True)
         sys.exit(2 if isinstance(error, ValueError | FloatingPointError) else 1)

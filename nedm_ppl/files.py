@@ -106,7 +106,7 @@ def printable(value: Any) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a file or folder for this process, as long as it lives and no longer. (Where there is no `flock` nothing is held.)
+    """Hold a file or folder for this process, as long as it lives and no longer; where a system has no such locks nothing is held.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -116,7 +116,12 @@ def locked(path: Path) -> Iterator[None]:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         os.close(descriptor)

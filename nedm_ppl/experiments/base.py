@@ -10,7 +10,6 @@ An experiment says what its data, model and training are; `run` does the same wi
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,15 +22,12 @@ from jax import Array
 
 from nedm_ppl import inference
 from nedm_ppl.experiments.figures import thermodynamics_figure
+from nedm_ppl.experiments.folder import CHECKPOINT, OutputFolderError, opened
 from nedm_ppl.files import OutputError, reason, write_json, write_netcdf, write_outputs
 from nedm_ppl.inference.evaluation import Estimate
 from nedm_ppl.models.diffusion import Diffusion
 
 __all__ = ["Experiment", "OutputFolderError", "Result", "Split", "run"]
-
-
-class OutputFolderError(ValueError):
-    """The output folder is in use."""
 
 
 @dataclass(frozen=True)
@@ -158,30 +154,36 @@ def run(
     key_build, key_fit, key_evaluate, key_figures, key_likelihood = jax.random.split(jax.random.key(seed), 5)
     split = experiment.data(seed)
     diffusion = experiment.build(key_build, split, num_steps, first_step)
-    _prepare(out, resume=resume, force=force)  # only now that every argument has been seen to make sense
-    fitted = inference.fit(
-        key_fit,
-        diffusion,
-        split.train,
-        context=split.train_context,
-        num_steps=train_steps,
-        validation=split.validation,
-        validation_context=split.validation_context,
-        checkpoint=out / "checkpoint",
-        resume=resume,
-        progress=progress,
-        **experiment.training(train_steps),
-    )
-    fitted.diffusion.save(out / "model", overwrite=True)  # before anything else can fail
-    try:
-        result = _evaluated(experiment, fitted, split, (key_evaluate, key_likelihood), seed, progress)
-        write_json(out / "metrics.json", result.metrics)
-    except Exception as error:  # a chain too long for this machine's memory, a full disk
-        raise OutputError(
-            f"the trained model is in {out / 'model'}, but its numbers could not be had: {reason(error)}."
-        ) from error
+    with opened(out, resume=resume, force=force):  # only now that every argument has been seen to make sense
+        fitted = inference.fit(
+            key_fit,
+            diffusion,
+            split.train,
+            context=split.train_context,
+            num_steps=train_steps,
+            validation=split.validation,
+            validation_context=split.validation_context,
+            checkpoint=out / CHECKPOINT,
+            resume=resume,
+            progress=progress,
+            **experiment.training(train_steps),
+        )
+        fitted.diffusion.save(out / "model", overwrite=True)  # before anything else can fail
+        try:
+            result = _evaluated(experiment, fitted, split, (key_evaluate, key_likelihood), seed, progress)
+            write_json(out / "metrics.json", result.metrics)
+        except Exception as error:  # a chain too long for this machine's memory, a full disk
+            raise OutputError(
+                f"the trained model is in {out / 'model'}, but its numbers could not be had: {reason(error)}."
+            ) from error
+        _write(experiment, result, key_figures, out)
+    return result
+
+
+def _write(experiment: Experiment, result: Result, key_figures: Array, out: Path) -> None:
+    """Files for ArviZ and figures."""
     outputs: dict[str, Callable[[Path], None]] = {
-        "training.nc": lambda file: write_netcdf(file, inference.trace_to_arviz(fitted.history)),
+        "training.nc": lambda file: write_netcdf(file, inference.trace_to_arviz(result.fitted.history)),
         "bound.nc": lambda file: write_netcdf(file, inference.bound_to_arviz(result.terms)),
         "likelihood.nc": lambda file: write_netcdf(file, result.likelihood.to_arviz()),
         "thermodynamics.nc": lambda file: write_netcdf(file, result.thermodynamics.to_arviz()),
@@ -191,27 +193,6 @@ def run(
         "the experiment's figures": lambda file: experiment.figures(result, key_figures, out),
     }
     write_outputs(out, outputs, "The model and metrics.json are whole; the same command with --resume writes the rest.")
-    return result
-
-
-def _prepare(out: Path, *, resume: bool, force: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise OutputFolderError(f"--out {out} is a file; name a folder.")
-    if resume and force:
-        raise OutputFolderError("--resume goes on with a run and --force starts again; give one of them.")
-    checkpoint = out / "checkpoint"
-    if out.exists() and any(out.iterdir()):
-        ours = (checkpoint / "run.json").exists()
-        if not (ours and (resume or force)):
-            hint = (
-                "--resume to go on with it, --force to start again"
-                if ours
-                else "another folder: it holds no earlier run"
-            )
-            raise OutputFolderError(f"--out {out} is not empty; use {hint}.")
-        if force:
-            shutil.rmtree(checkpoint)
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _evaluated(
