@@ -3,6 +3,7 @@
 import re
 import time
 
+import equinox as eqx
 import exact
 import jax
 import jax.numpy as jnp
@@ -168,7 +169,7 @@ def test_a_kernel_brings_its_arrays_as_leaves():
     kernel = exact.Linear(*exact.linear_reverse(np.ones(2), np.eye(2), BETAS))
     chain = MarkovChain(PROCESSES["gaussian"].stationary(), kernel, first=1, last=4, reverse=True)
     path = chain.sample(jax.random.key(0))
-    gradient = jax.jit(jax.grad(lambda d: d.log_prob(path)))(chain)._kernel_arrays.bias
+    gradient = jax.jit(jax.grad(lambda d: d.log_prob(path)))(chain).kernel.bias
     assert gradient.shape == (4, 2)
     assert np.all(gradient[1:] != 0.0)
     np.testing.assert_array_equal(gradient[0], 0.0)  # step 1 is not in x_1..x_4
@@ -337,3 +338,31 @@ def test_bad_times_are_named(kwargs, message):
     process = PROCESSES["gaussian"]
     with pytest.raises(ValueError, match=re.escape(message)):
         MarkovChain(process.stationary(), process.step, **kwargs)
+
+
+class Shift(eqx.Module):
+    bias: jax.Array
+
+    def __call__(self, t, x):
+        return dist.Normal(0.5 * x + self.bias, 1.0).to_event(1)
+
+
+def test_chains_that_vmap_returns_are_a_batch():
+    """Three forward chains of data, and three reverse chains of kernels with arrays of their own."""
+    key, process = jax.random.key(0), PROCESSES["gaussian"]
+    data, biases = jnp.array([[1.0, 0.0], [-2.0, 0.5], [0.3, 3.0]]), jnp.array([[0.5, 0.0], [0.0, -1.0], [2.0, 0.1]])
+    forward, plain = jax.jit(jax.vmap(process.forward))(data), process.forward(data)
+    assert forward.batch_shape == (3,) and forward.event_shape == (4, 2)
+    path = plain.sample(key, (5,))
+    np.testing.assert_allclose(forward.log_prob(path), plain.log_prob(path), rtol=1e-5)
+    np.testing.assert_allclose(forward.log_prob_steps(path), plain.log_prob_steps(path), rtol=1e-5, atol=1e-6)
+    assert forward.sample(key, (5,)).shape == (5, 3, 4, 2) and forward.sample_end(key).shape == (3, 2)
+    assert forward.expand((2, 3)).sample(key, (5,)).shape == (5, 2, 3, 4, 2)
+
+    def reverse(bias):
+        return MarkovChain(process.stationary(), Shift(bias), first=1, last=4, reverse=True)
+
+    chains = jax.vmap(reverse)(biases)
+    np.testing.assert_allclose(
+        chains.log_prob(path[0]), [reverse(bias).log_prob(one) for one, bias in zip(path[0], biases, strict=True)]
+    )

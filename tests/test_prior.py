@@ -1,5 +1,8 @@
 """A diffusion prior is a site like any other, but for its density, which whoever asks for a derivative is told."""
 
+import re
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +96,36 @@ def test_draws_of_the_prior_are_the_models():
     bits = models.BernoulliDiffusion((2,), models.schedules.erasing(3))
     discrete = models.Diffusion(bits, bits.step).prior()
     assert discrete.is_discrete and not discrete.has_enumerate_support
+
+
+def test_values_and_batches_of_another_shape_are_refused():
+    prior = GAUSSIAN.prior().expand((3,))
+    assert prior.log_prob(jnp.zeros((5, 1, 2))).shape == (5, 3) and prior.log_prob(jnp.zeros(2)).shape == (3,)
+    assert prior.expand((4, 3)).batch_shape == (4, 3) and GAUSSIAN.prior().expand(()).batch_shape == ()
+    for shape in ((3,), (), (3, 4), (2, 2)):
+        with pytest.raises(
+            ValueError, match=re.escape("value must have shape (3, 2), with any batch axes that broadcast")
+        ):
+            prior.log_prob(jnp.zeros(shape))
+    chain = GAUSSIAN.reverse_chain().expand((3,))
+    for law in (prior, chain):
+        for shape in ((), (2,), (3, 2), (1,)):
+            with pytest.raises(ValueError, match=re.escape(f"(3,), broadcasts to; got {shape}")):
+                law.expand(shape)
+
+
+def test_priors_that_vmap_returned_are_asked_for_one_at_a_time():
+    priors = jax.vmap(lambda bias: models.Diffusion(PROCESS, Shift(bias), first_step="learned").prior())(
+        jnp.arange(3.0)
+    )
+    assert priors.batch_shape == (3,) and not priors.is_discrete and priors.support(jnp.zeros((3, 2))).all()
+    with pytest.raises(ValueError, match="prior must be one, where its parts are asked for; got 3 of them"):
+        _ = priors.diffusion
+    assert jax.tree.map(lambda leaf: leaf[1], priors).diffusion.reverse.bias == 1.0
+
+
+class Shift(eqx.Module):
+    bias: jax.Array
+
+    def __call__(self, t, x):
+        return dist.Normal(x + self.bias, 1.0).to_event(1)

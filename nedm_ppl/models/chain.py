@@ -19,18 +19,20 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import validate_sample
+
+from nedm_ppl.models.captured import combine, partition
+from nedm_ppl.models.mapped import Mapped, check_expansion
 
 __all__ = ["Kernel", "MarkovChain"]
 
 Kernel = Callable[[ArrayLike, Array], Distribution]
 
 
-class MarkovChain(Distribution):
+class MarkovChain(Mapped):
     r"""The law of a trajectory $x_a..x_b$, times ascending; event shape (b - a + 1, *state).
 
     Args:
@@ -69,17 +71,20 @@ class MarkovChain(Distribution):
         self.initial, self.first, self.last = initial, first, last
         self.reverse, self.chunk_size = reverse, chunk_size
         # A distribution is a pytree: the kernel's arrays are its leaves, and the code around them is static.
-        self._kernel_arrays, self._kernel_static = eqx.partition(kernel, _is_array)
+        self._kernel_arrays, self._kernel_static = partition(kernel)
         super().__init__(
             batch_shape=initial.batch_shape,
             event_shape=(last - first + 1, *initial.event_shape),
             validate_args=validate_args,
         )
+        self.count_axes()
 
     @property
     def kernel(self) -> Kernel:
-        """The transition kernel, `(t, x) -> Distribution`."""
-        return eqx.combine(self._kernel_arrays, self._kernel_static)
+        """The transition kernel, `(t, x) -> Distribution`; a ValueError where `jax.vmap` returned chains of several."""
+        if self._kernel_arrays:
+            self.check_one("chain")
+        return combine(self._kernel_arrays, self._kernel_static)
 
     @property
     def num_steps(self) -> int:
@@ -107,12 +112,16 @@ class MarkovChain(Distribution):
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Exact draws, shape (*sample_shape, *batch, last - first + 1, *state)."""
+        if self.mapped_shape:
+            return self.draw_each(lambda chain, key: chain.sample(key, sample_shape), key, sample_shape)
         start, path = self._scan(key, sample_shape, keep=True)
         path = jnp.concatenate([path[::-1], start[None]] if self.reverse else [start[None], path])
         return jnp.moveaxis(path, 0, start.ndim - self.initial.event_dim)
 
     def sample_end(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """The state the chain ends in, equal to that of `sample` under the same key, in memory independent of T."""
+        if self.mapped_shape:
+            return self.draw_each(lambda chain, key: chain.sample_end(key, sample_shape), key, sample_shape)
         return self._scan(key, sample_shape, keep=False)[1]
 
     def _scan(self, key: Array, sample_shape: tuple[int, ...], *, keep: bool) -> tuple[Array, Any]:
@@ -126,11 +135,15 @@ class MarkovChain(Distribution):
     def log_prob(self, value: ArrayLike) -> Array:
         """Exact log density (or mass) of a trajectory in nats, shape (*sample_shape, *batch)."""
         value = jnp.asarray(value)
+        if self.mapped_shape:
+            return self.score_each(lambda chain, value: chain.log_prob(value), value)
         start = self.at(value, self.last if self.reverse else self.first)
         return self.initial.log_prob(start) + jnp.sum(self.log_prob_steps(value), axis=-1)
 
     def log_prob_steps(self, value: Array) -> Array:
         """Log density of every transition, times ascending, in nats; shape (*sample_shape, *batch, last - first)."""
+        if self.mapped_shape:
+            return self.score_each(lambda chain, value: chain.log_prob_steps(value), value)
         path = jnp.moveaxis(value, value.ndim - self.event_dim, 0)
         kernel = self.kernel
 
@@ -154,10 +167,17 @@ class MarkovChain(Distribution):
             raise ValueError(f"t must lie in {self.first}..{self.last}, the times of this trajectory; got {t}.")
         return jnp.take(value, t - self.first, axis=jnp.ndim(value) - self.event_dim)
 
-    def expand(self, batch_shape: tuple[int, ...]) -> "MarkovChain":
-        """Independent trajectories over a larger batch shape."""
+    def expand(self, batch_shape: tuple[int, ...]) -> Distribution:
+        """Independent trajectories over a larger batch shape.
+
+        Raises:
+            ValueError: a shape that the chain's own does not broadcast to.
+        """
+        check_expansion(self.batch_shape, batch_shape)
         if tuple(batch_shape) == self.batch_shape:
             return self
+        if self.mapped_shape:
+            return super().expand(batch_shape)
         return MarkovChain(
             self.initial.expand(batch_shape),
             self.kernel,
@@ -182,7 +202,3 @@ def _steps(kernel: Kernel, key: Array, start: Array, times: Array, keep: bool) -
         return x, x if keep else None
 
     return jax.lax.scan(body, start, times)
-
-
-def _is_array(leaf: Any) -> bool:
-    return eqx.is_array(leaf) or isinstance(leaf, np.ndarray)

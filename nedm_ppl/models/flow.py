@@ -54,6 +54,9 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import validate_sample
 
+from nedm_ppl.models.captured import combine, partition
+from nedm_ppl.models.mapped import Mapped
+
 if TYPE_CHECKING:
     from nedm_ppl.models.diffusion import Diffusion
 
@@ -112,7 +115,7 @@ class ProbabilityFlow(Transform):
 
     def __init__(self, diffusion: "Diffusion", *, probes: Array | None, rtol: float, atol: float):
         # As in MarkovChain: arrays are leaves, and the code around them is static.
-        self._arrays, self._static = eqx.partition(VelocityField(diffusion), _is_array)
+        self._arrays, self._static = partition(VelocityField(diffusion))
         self.probes, self.rtol, self.atol = probes, rtol, atol
         self.event_shape = diffusion.event_shape
 
@@ -160,7 +163,7 @@ class ProbabilityFlow(Transform):
                 f"value must have trailing shape {self.event_shape}, one datum of this flow; got shape {x.shape}. "
                 "Reshape the data, or build the process with another event_shape."
             )
-        field, rows = eqx.combine(self._arrays, self._static), x.reshape(-1, *self.event_shape)
+        field, rows = combine(self._arrays, self._static), x.reshape(-1, *self.event_shape)
         out = integrate(field, self.probes, rows, to_data=to_data, trace=trace, rtol=self.rtol, atol=self.atol)
         return jax.tree.map(lambda leaf: leaf.reshape(x.shape[:cut] + leaf.shape[1:]), out)
 
@@ -211,7 +214,7 @@ def integrate(
     return (end / scale, traces - rescaled) if to_data else (end, traces + rescaled)
 
 
-class DiffusionFlow(dist.TransformedDistribution):
+class DiffusionFlow(Mapped, dist.TransformedDistribution):
     r"""N(0, I) carried to the data by the probability flow, as `diffusion.flow()` makes it; event shape that of one datum.
 
     `log_prob` has gradients with respect to the value, the model's arrays and whatever they depend on, by reverse mode. It
@@ -220,6 +223,15 @@ class DiffusionFlow(dist.TransformedDistribution):
 
     def __init__(self, base_distribution: dist.Distribution, transforms: Any, *, validate_args: bool | None = None):
         super().__init__(base_distribution, transforms, validate_args=validate_args)
+        self.count_axes()
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        """The flow's image of standard normal draws, shape (*sample_shape, *batch, *event)."""
+        if self.mapped_shape:
+            return self.draw_each(lambda flow, key: flow.sample(key, sample_shape), key, sample_shape)
+        return super().sample(key, sample_shape)
+
+    rsample = sample
 
     @validate_sample
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
@@ -241,6 +253,8 @@ class DiffusionFlow(dist.TransformedDistribution):
 
     def _log_probs(self, value: ArrayLike) -> Array:
         _check_values(value, self.event_shape)
+        if self.mapped_shape:
+            return self.score_each(lambda flow, value: flow._log_probs(value), jnp.asarray(value))
         x, log_dets = self.transforms[0].inverse_and_log_dets(value)
         return self.base_dist.log_prob(x)[..., None] - log_dets
 
@@ -292,7 +306,3 @@ def _check_values(value: ArrayLike, event_shape: tuple[int, ...]) -> None:
             "shift and scale them as the training data were.",
             stacklevel=4,
         )
-
-
-def _is_array(leaf: Any) -> bool:
-    return eqx.is_array(leaf) or isinstance(leaf, np.ndarray)

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
+
+from nedm_ppl.models.captured import combine, partition
+from nedm_ppl.models.mapped import Mapped, check_expansion
 
 if TYPE_CHECKING:
     from nedm_ppl.models.diffusion import Diffusion
@@ -32,7 +34,7 @@ NO_GRADIENT = (
 FLOW = ", or diffusion.flow(), whose density has gradients."
 
 
-class DiffusionPrior(Distribution):
+class DiffusionPrior(Mapped):
     r"""The marginal $p(x_0)$ of a diffusion, as `diffusion.prior()` makes it; event shape that of one datum.
 
     `sample` is exact. `log_prob` is 0 for every value: **not** the log density, which `inference.log_likelihood` estimates. So
@@ -48,18 +50,21 @@ class DiffusionPrior(Distribution):
     has_enumerate_support = False
 
     def __init__(self, diffusion: "Diffusion", *, batch_shape: tuple[int, ...] = (), validate_args: bool | None = None):
-        self._arrays, self._static = eqx.partition(
-            diffusion, lambda leaf: eqx.is_array(leaf) or isinstance(leaf, np.ndarray)
-        )
+        # Values that plain functions in the model hold are arrays of it too, so that a dependence on them is noticed.
+        self._arrays, self._static = partition(diffusion)
         super().__init__(batch_shape=batch_shape, event_shape=diffusion.event_shape, validate_args=validate_args)
+        self.count_axes()
 
     @property
     def diffusion(self) -> "Diffusion":
-        """The model whose $x_0$ this is."""
-        return eqx.combine(self._arrays, self._static)
+        """The model whose $x_0$ this is; a ValueError where `jax.vmap` returned several."""
+        self.check_one("prior")
+        return combine(self._arrays, self._static)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
+        if self.mapped_shape:
+            return jax.tree.map(lambda leaf: leaf[0], self).support
         return _support(self.diffusion, (*self.batch_shape, *self.event_shape))
 
     @property
@@ -68,30 +73,47 @@ class DiffusionPrior(Distribution):
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Ancestral samples, exact, shape (*sample_shape, *batch, *event)."""
+        if self.mapped_shape:
+            return self.draw_each(lambda prior, key: prior.sample(key, sample_shape), key, sample_shape)
         return self.diffusion.sample(key, (*sample_shape, *self.batch_shape))
 
     def log_prob(self, value: ArrayLike) -> Array:
-        """Zero: the site's density is left out of the program. Its derivative raises a NotImplementedError."""
+        """Zero: the site's density is left out of the program. Its derivative raises a NotImplementedError.
+
+        Raises:
+            ValueError: a value whose trailing shape is not one datum's, or whose batch axes do not broadcast with the site's.
+        """
         value = jnp.asarray(value)
-        shape = jnp.broadcast_shapes(value.shape[: value.ndim - self.event_dim], self.batch_shape)
+        shape = jnp.broadcast_shapes(self._batch_of(value), self.batch_shape)
         # Given the value and the model, so that a derivative with respect to either is noticed.
-        seen = value, eqx.filter((self._arrays, self._captured()), eqx.is_inexact_array)
+        seen = value, eqx.filter(self._arrays, eqx.is_inexact_array)
         return _no_density(shape, self.is_discrete)(seen)
 
-    def expand(self, batch_shape: tuple[int, ...]) -> "DiffusionPrior":
-        """Independent data over a larger batch shape."""
+    def expand(self, batch_shape: tuple[int, ...]) -> Distribution:
+        """Independent data over a larger batch shape.
+
+        Raises:
+            ValueError: a shape that the site's own does not broadcast to.
+        """
+        check_expansion(self.batch_shape, batch_shape)
+        if self.mapped_shape:
+            return super().expand(batch_shape)
         return DiffusionPrior(self.diffusion, batch_shape=tuple(batch_shape))
 
-    def _captured(self) -> list[Any]:
-        """Arrays that plain functions inside the model hold in their closures, and no pytree shows."""
-        if not any(getattr(leaf, "__closure__", None) for leaf in jax.tree.leaves(self._static)):
-            return []
-        diffusion = self.diffusion
-
-        def step(x: Array) -> Array:
-            return diffusion.kernel(diffusion.num_steps, x).log_prob(x)
-
-        return jax.make_jaxpr(step)(jnp.zeros(self.event_shape)).consts
+    def _batch_of(self, value: Array) -> tuple[int, ...]:
+        """The batch axes of a value; a ValueError of one sentence where it is none of this site's."""
+        cut = value.ndim - self.event_dim
+        if cut >= 0 and value.shape[cut:] == self.event_shape:
+            try:
+                jnp.broadcast_shapes(value.shape[:cut], self.batch_shape)
+            except ValueError:
+                pass
+            else:
+                return value.shape[:cut]
+        raise ValueError(
+            f"value must have shape {(*self.batch_shape, *self.event_shape)}, with any batch axes that broadcast before the event "
+            f"shape {self.event_shape}; got shape {value.shape}. Reshape the data, or expand the site by a plate."
+        )
 
 
 @eqx.filter_jit
