@@ -85,7 +85,7 @@ class _Walk:
         return self.done[id(value)][1]
 
     def _rebuilt(self, value: Any) -> Any:
-        if isinstance(value, functools.partial):
+        if issubclass(type(value), functools.partial):
             held, keys = (value.func, *value.args, *value.keywords.values()), list(value.keywords)
             cut, kind = len(held) - len(keys), type(value)
             return self._if_new(value, held, lambda new: kind(*new[:cut], **dict(zip(keys, new[cut:], strict=True))))
