@@ -45,6 +45,7 @@ from nedm_ppl.inference.pareto import upper_spread as upper_spread
 from nedm_ppl.inference.particle_metropolis import ParticleMetropolis as ParticleMetropolis
 from nedm_ppl.inference.particle_posterior import AllWeightLostError as AllWeightLostError
 from nedm_ppl.inference.particle_posterior import ParticlePosterior as ParticlePosterior
+from nedm_ppl.inference.particle_verdict import DoubtfulPosterior as DoubtfulPosterior
 from nedm_ppl.inference.particles import Particles as Particles
 from nedm_ppl.inference.particles import multinomial as multinomial
 from nedm_ppl.inference.particles import particle_filter as particle_filter

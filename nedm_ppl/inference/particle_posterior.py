@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from nedm_ppl.inference.downstream import Downstream, Site, diffusion_site, guide, prior_of
 from nedm_ppl.inference.multiplier import Known, Multiplier, Product, as_multiplier
+from nedm_ppl.inference.particle_verdict import DoubtfulPosterior, doubts
 from nedm_ppl.inference.particles import Particles, Resampling, particle_filter, systematic
 from nedm_ppl.inference.posterior import MultipliedDiffusion, multiply
 from nedm_ppl.models.diffusion import Diffusion
@@ -64,6 +65,9 @@ class ParticlePosterior:
         ValueError: fewer than one particle or repeat, a threshold outside [0, 1], r missing or given beside a program, or known
             coordinates along a chain that would hold them fixed at every t (they are known at 0 alone: use `forward` or
             `lookahead`).
+
+    Warns:
+        DoubtfulPosterior: `doubts` holds reasons to doubt the result of a run.
     """
 
     def __init__(
@@ -183,6 +187,14 @@ class ParticlePosterior:
         return {self._site: draws.reshape(*x.shape[:lead], *draws.shape[1:])}
 
     @property
+    def doubts(self) -> tuple[Any, ...]:
+        """The verdict: reasons to doubt these numbers, `()` where nothing speaks against them; of a batch one tuple for each.
+
+        No reason is no proof: a mode that no particle of any repeat came near leaves no trace. See `particle_verdict`."""
+        found = self._doubts()
+        return tuple(found) if self._batch_shape else found[0]
+
+    @property
     def particles(self) -> Particles:
         """What the filters left, a leading axis (*batch, num_repeats) on everything."""
         return self._result()
@@ -269,6 +281,7 @@ class ParticlePosterior:
             f"{self.num_repeats} x {self.num_particles} particles; effective sample size at least "
             f"{float(particles.ess.min()):.1f} on the way, {float(particles.ess[:, 0].min()):.1f} at t = 0",
             f"ancestors at t = T: at least {int(particles.num_ancestors[:, 0].min())} per repeat",
+            "; ".join(["doubtful"] * bool(self.doubts) + list(self.doubts)) or "nothing speaks against these numbers",
         ]
         return "\n".join(lines)
 
@@ -350,15 +363,22 @@ class ParticlePosterior:
                 "Use more particles, a wider r (a larger noise scale), along='lookahead', or look for NaN in log r."
             )
         self._key, self._particles, self._batch_shape = rng_key, particles, batch_shape
-        if (
-            len(np.unique(particles.num_ancestors[..., 0])) == 1
-            and particles.num_ancestors[..., 0].max() == 1 < self.num_particles
-        ):
+        doubtful = [reasons for reasons in self._doubts() if reasons]
+        if doubtful:
+            where = (
+                "" if not batch_shape else f" (in {len(doubtful)} of {math.prod(batch_shape)} posteriors; the first)"
+            )
             warnings.warn(
-                "the particles of every run descend from one particle at t = T: the filter has forgotten its start. Use more "
-                "particles, or another `along`.",
+                f"doubt this posterior{where}: {'; '.join(doubtful[0])}. Use more particles or repeats, or another `along`.",
+                DoubtfulPosterior,
                 stacklevel=3,
             )
+
+    def _doubts(self) -> list[tuple[str, ...]]:
+        """The doubts of every posterior of a batch, in a flat list; of one posterior a list of one."""
+        particles, lead = self._result(), len(self._batch_shape)
+        flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *np.shape(leaf)[lead:]), particles)
+        return [doubts(jax.tree.map(lambda leaf, i=i: leaf[i], flat)) for i in range(math.prod(self._batch_shape))]
 
     def _result(self) -> Particles:
         if self._particles is None:
