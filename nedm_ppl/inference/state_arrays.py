@@ -64,7 +64,7 @@ class _Arrays(ocp.CheckpointHandler):
 @ocp.args.register_with_handler(_Arrays, for_save=True, for_restore=True)
 @dataclass
 class _SaveArrays(ocp.args.CheckpointArgs):
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
 
 
 def _line(digest: str) -> bytes:

@@ -140,7 +140,7 @@ def _equation(equation: Any, marks: list[Mark]) -> list[Mark]:
     if name == "cond":
         return _cond(params["branches"], marks)
     if name == "scan" and params["length"] <= LONGEST_SCAN:
-        return _scan(params, marks)
+        return _scan(equation, marks)
     if name in ELEMENTWISE:
         return [_elementwise(name, params, marks, shapes[0])]
     if name in MOVES:
@@ -346,9 +346,17 @@ def _cond(branches: Any, marks: list[Mark]) -> list[Mark]:
     return together
 
 
-def _scan(params: dict[str, Any], marks: list[Mark]) -> list[Mark]:
+def _scan(equation: Any, marks: list[Mark]) -> list[Mark]:
     """Round by round, as it runs."""
-    num_consts, num_carry, length = params["num_consts"], params["num_carry"], params["length"]
+    params, length = equation.params, equation.params["length"]
+    inner = params["jaxpr"].jaxpr
+
+    def whole(outside: Any, inside: Any) -> int:
+        """How many keep their shape inside, where a series has lost its first axis; JAX's names of these counts change."""
+        return sum(a.aval.shape == b.aval.shape for a, b in zip(outside, inside, strict=True))
+
+    num_carry = whole(equation.outvars, inner.outvars)
+    num_consts = whole(equation.invars, inner.invars) - num_carry
     consts, carry, series = (
         marks[:num_consts],
         marks[num_consts : num_consts + num_carry],
