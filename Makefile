@@ -10,17 +10,19 @@ VENV := .venv/$(VERSION)
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test lint pytest install clean
+.PHONY: demo test lint types pytest install clean
 
 demo: install
 	$(BIN)/nedm run digits --out results/digits --resume
 
-test: lint pytest
+test: lint types pytest
 
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+
+types: install
+	$(BIN)/mypy --cache-dir .mypy_cache/$(VERSION)
 
 pytest: install
 	$(BIN)/pytest -n 2 --dist worksteal $(TESTS)

@@ -100,6 +100,7 @@ def test_conveniences_that_cannot_be_traced_name_what_can(name):
             traced(jnp.asarray(DATA))
 
 
+@pytest.mark.central
 def test_the_pure_functions_run_under_jit_and_vmap():
     def bound(key, x):
         return inference.bound_terms(key, WHITE, x).total
@@ -114,6 +115,7 @@ def test_the_pure_functions_run_under_jit_and_vmap():
         np.testing.assert_allclose(jax.jit(jax.vmap(function))(keys, data), one_by_one, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.central
 def test_whole_numbers_are_taken_as_they_are_typed():
     plain = inference.log_likelihood(KEY, WHITE, DATA, num_particles=4, batch_size=8)
     typed = inference.log_likelihood(KEY, WHITE, DATA, num_particles=4.0, batch_size=np.float64(8.0))

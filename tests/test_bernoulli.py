@@ -43,6 +43,7 @@ def test_t_steps_compose_to_the_marginal(betas, rate, shape, batch):
     np.testing.assert_allclose(one(process.stationary()), rate, rtol=1e-5)
 
 
+@pytest.mark.central
 @given(BETAS, RATES)
 def test_the_posterior_is_bayes_rule(betas, rate):
     with jax.enable_x64(True):

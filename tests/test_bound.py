@@ -77,6 +77,7 @@ def test_with_the_forward_kernel_in_reverse_every_trajectory_weighs_the_same(pro
         np.testing.assert_allclose(exact.bits_log_prob(diffusion), process.null_log_prob(x0), rtol=1e-5)
 
 
+@pytest.mark.central
 @bits
 def test_a_chain_of_bits_by_enumeration(name):
     diffusion, x0 = MODELS[name], jnp.asarray(exact.states(3), float)
@@ -159,6 +160,7 @@ def test_the_best_bound_on_the_heartbeat_is_reached_by_the_exact_kernel():
 # --- every way of drawing it --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.central
 @every_model
 def test_terms_sum_to_the_bound(name):
     diffusion, x0 = MODELS[name], jnp.tile(data_of(name), (6, 1)).reshape(2, 3, -1)

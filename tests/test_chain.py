@@ -39,6 +39,7 @@ both_families = pytest.mark.parametrize("name", PROCESSES)
 both_directions = pytest.mark.parametrize("reverse", [False, True])
 
 
+@pytest.mark.central
 @both_families
 @both_directions
 def test_log_prob_is_the_sum_of_every_transition_written_out(name, reverse):
@@ -126,6 +127,7 @@ def test_a_trajectory_is_stored_ascending_whatever_its_direction(name):
             chain.at(path, 1)
 
 
+@pytest.mark.central
 @both_families
 @both_directions
 def test_sample_end_is_the_end_of_sample(name, reverse):
@@ -190,6 +192,7 @@ def test_vmap_over_data_is_a_batch_of_chains(name):
         np.testing.assert_allclose(alone(key, x0)[0], path, rtol=1e-5)
 
 
+@pytest.mark.central
 @both_families
 @both_directions
 def test_a_plate_draws_independent_trajectories(name, reverse):

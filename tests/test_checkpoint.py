@@ -108,6 +108,7 @@ def draw(diffusion):
     return diffusion.sample(KEY, (3,))
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("name", DIFFUSIONS)
 def test_round_trip_is_bit_identical(name, tmp_path):
     diffusion = noisy(DIFFUSIONS[name]())
@@ -438,6 +439,7 @@ def good(tmp_path_factory):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_has_its_sentence(name, good, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

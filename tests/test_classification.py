@@ -50,6 +50,7 @@ def test_the_temperature_labels_were_drawn_at_is_found():
     assert calibrated.accuracy(labels) == found.accuracy(labels)
 
 
+@pytest.mark.central
 def test_the_calibration_error_of_a_case_worked_by_hand():
     # Two data at 0.9 of which one is right: |0.5 - 0.9|. One at 0.6, right: |1 - 0.6|. One at 1.0, right: 0.
     probs = [[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [1.0, 0.0]]

@@ -48,6 +48,7 @@ def truths(of) -> np.ndarray:
 # --- against enumeration ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.central
 def test_log_likelihoods_are_those_of_the_model_given_each_context():
     truth = truths(exact.bits_log_prob)
     assert np.ptp(truth, axis=0).min() > 0.05  # the context matters

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits, make_swiss_roll
 from nedm_ppl import data
 
 
+@pytest.mark.central
 @pytest.mark.parametrize(("noise", "mean_bits"), [(0.25, -0.9216), (0.5, -1.9243), (1.0, -2.9137)])
 def test_swiss_roll_mean_log_density(noise, mean_bits):
     # Reference: an independent quadrature on a grid over the plane, each noise with its own pooled scale.
@@ -86,6 +87,7 @@ def test_swiss_roll_refusals():
     assert data.swiss_roll_log_density(np.zeros((0, 2))).shape == (0,)
 
 
+@pytest.mark.central
 def test_heartbeat_is_uniform_over_its_five_states():
     draws = data.heartbeat(0, 5000)
     assert draws.shape == (5000, 20) and draws.dtype == np.float32
@@ -98,6 +100,7 @@ def test_heartbeat_is_uniform_over_its_five_states():
     assert data.HEARTBEAT_LOG_PROB / math.log(2.0) == pytest.approx(-2.3219, abs=1e-4)
 
 
+@pytest.mark.central
 def test_digits_split_and_levels():
     split, bunch = data.digits(), load_digits()
     assert [part.shape for part in split[:3]] == [(1293, 8, 8), (144, 8, 8), (360, 8, 8)]

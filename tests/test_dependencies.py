@@ -7,6 +7,8 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 # xarray reads and writes netCDF through these; it asks for neither.
 BEHIND_XARRAY = {"h5netcdf", "h5py"}
@@ -41,6 +43,7 @@ def pins(name: str) -> dict[str, str]:
     return {canonical(pin): version for pin, _, version in (line.partition("==") for line in lines)}
 
 
+@pytest.mark.central
 def test_every_import_is_declared_and_every_declaration_is_needed():
     distributions = packages_distributions()
     used = {canonical(name) for module in imported(ROOT / "nedm_ppl") for name in distributions[module]}

@@ -17,6 +17,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     import arviz as az
 
+pytestmark = pytest.mark.central
+
 RNG = np.random.default_rng(0)
 
 

@@ -55,6 +55,7 @@ def networked(key=0, *, learned_schedule=False):
 # --- the same program twice ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.central
 @both_families
 def test_with_nothing_observed_the_model_is_its_own_guide(process):
     diffusion = COUPLED[process]
@@ -126,6 +127,7 @@ def test_renyi_with_alpha_0_is_the_importance_sampled_likelihood():
     assert abs(gaps[2]) < 0.02
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), inference.TrajectoryBound()], ids=["Trace_ELBO", "TrajectoryBound"])
 def test_svi_trains_network_and_schedule_alike(elbo):
     diffusion = networked(learned_schedule=True)
@@ -183,6 +185,7 @@ def test_the_log_density_is_the_chain_and_the_first_step(process):
     np.testing.assert_array_equal(substituted["trajectory"]["value"], path)
 
 
+@pytest.mark.central
 def test_samples_of_bits_have_the_enumerated_law_by_every_route(significance):
     diffusion, num = COUPLED[BERNOULLI], 20_000
     law = np.exp(exact.bits_log_prob(diffusion))

@@ -40,6 +40,7 @@ def test_a_flip_rate_is_shifted_log_odds():
     np.testing.assert_allclose(kernel.mean, 1.0 / (1.0 + (1.0 - forward) / forward * np.exp(-z)), rtol=1e-5)
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("evidence", [True, False])
 def test_bit_prediction_with_the_exact_context_is_bayes_rule(evidence):
     """Independent bits: the context is their prior odds, and the bit's own evidence does the rest."""
@@ -75,6 +76,7 @@ def test_independent_data_with_exact_context_leave_nothing_to_the_trajectory(fir
         np.testing.assert_allclose(weights, np.tile(np.log([0.2 * 0.5, 0.3 * 0.3]), (4, 1)), atol=2e-5)
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("prior", [(1 / 3, 1 / 3, 1 / 3), (0.2, 0.7, 0.1)])
 def test_level_prediction_with_the_exact_context_is_bayes_rule(prior):
     kernel = models.LevelPrediction(lambda t, x: jnp.tile(jnp.log(jnp.array(prior)), (2, 1)), LEVELS)

@@ -28,6 +28,7 @@ def enumerated(x0: np.ndarray, betas, rate: float) -> np.ndarray:
     return np.array(rows).T
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("rate", [0.5, 4 / 15, 0.1])
 def test_bounds_of_bits_are_those_of_enumeration(x64, rate):
     schedule = models.schedules.erasing(STEPS)

@@ -24,6 +24,7 @@ def test_a_last_batch_that_is_not_full_neither_adds_nor_loses_data():
     np.testing.assert_allclose(terms.prior, exact, rtol=1e-5)
 
 
+@pytest.mark.central
 def test_subsampled_and_full_evaluation_have_one_mean():
     x0 = np.tile(np.array([[0.5, -1.0]]), (2000, 1))
     full = inference.evaluate(KEY, model(), x0, batch_size=1000)

@@ -79,6 +79,7 @@ def double():
 # --- exactness ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.central
 def test_log_prob_is_the_exact_density_within_a_thousandth_of_a_nat():
     assert np.max(np.abs(chain().flow().log_prob(X) - log_density(X))) < 1e-3
 

@@ -42,6 +42,7 @@ def test_t_steps_compose_to_the_marginal(betas, shape, batch, seed):
         np.testing.assert_allclose(marginal.variance, var, rtol=1e-4)
 
 
+@pytest.mark.central
 @given(BETAS, SHAPES, BATCHES, SEEDS)
 def test_the_posterior_is_bayes_rule(betas, shape, batch, seed):
     with jax.enable_x64(True):

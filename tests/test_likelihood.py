@@ -149,6 +149,7 @@ def test_standard_errors_cover(random_truth):
 MEAN, COV = np.array([0.5, -0.3]), np.array([[1.2, 0.7], [0.7, 0.8]])
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("betas", [(0.1, 0.3, 0.4, 1.0), BETAS])
 def test_gaussian_data_with_the_exact_linear_reverse(betas):
     """With beta_T = 1 nothing is left of x_0 in x_T: no variance. Otherwise what is left is all the variance there is."""
@@ -351,6 +352,7 @@ def test_k_hat_finds_the_shape_of_a_known_tail(shape):
     assert np.mean(k > 0.7) == pytest.approx(float(shape > 0.7), abs=0.1)
 
 
+@pytest.mark.central
 def test_k_hat_is_arvizs():
     """With 400 weights both of ArviZ's roundings of the tail's length are 60; ties only ArviZ before 1 leaves out of the tail."""
     rng = np.random.default_rng(1)
@@ -480,6 +482,7 @@ def compared():
     }
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("arviz_version", [None, "1.0.0"])
 def test_to_arviz(compared, monkeypatch, tmp_path, arviz_version):
     if arviz_version:
@@ -505,6 +508,7 @@ def _groups(tree):
     return tree.groups() if callable(tree.groups) else tree.groups
 
 
+@pytest.mark.central
 @pytest.mark.filterwarnings("ignore:The inplace keyword")  # ArviZ 0.23 on pandas 3
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto")  # ArviZ 1, and the column `warning` before
 def test_az_compare_says_the_difference_of_held_out_log_likelihoods(compared):

@@ -23,6 +23,7 @@ def silent(t, x):
     return jnp.zeros(x.shape[0])
 
 
+@pytest.mark.central
 def test_log_probability_by_enumeration():
     states = jnp.asarray(exact.states(3))
     np.testing.assert_allclose(np.exp(MIXTURE.log_prob(states)), LAW, rtol=1e-5)

@@ -31,6 +31,7 @@ def awake(network):
     return jax.tree.unflatten(structure, moved)
 
 
+@pytest.mark.central
 @every_network
 @pytest.mark.parametrize("event", [(), (3,), (2, 2)])
 def test_silent_at_the_start_and_not_after(build, event):

@@ -6,9 +6,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+FIRST = "hierarchy"  # the one of the central part
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "examples" / "notebooks").glob("*.ipynb"))
 
 
+@pytest.mark.central
 def test_there_are_notebooks():
     assert NOTEBOOKS
 
@@ -22,7 +24,11 @@ def test_notebook_is_committed_with_outputs_and_small(path):
     assert path.stat().st_size < 500_000
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.central if path.stem == FIRST else ()) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("NEDM_SMALL", "1")  # read in the first cell
     resources = {"metadata": {"path": str(path.parent)}}

@@ -88,6 +88,7 @@ def test_noise_drives_the_chain_to_its_own_law(first_step):
         np.testing.assert_allclose(columns.T @ columns, truth[1], atol=1e-5)
 
 
+@pytest.mark.central
 def test_both_forms_are_one_density_up_to_the_scales_of_the_steps():
     diffusion = linear()
     noise = np.random.default_rng(0).normal(size=(4, 2))

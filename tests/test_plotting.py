@@ -7,6 +7,8 @@ from matplotlib.colors import to_hex
 
 from nedm_ppl import plotting
 
+pytestmark = pytest.mark.central
+
 RNG = np.random.default_rng(0)
 
 

@@ -33,6 +33,7 @@ def both(y=None):
 VALUES = {"scale": jnp.array(0.5), "bits": jnp.array([1.0, 0.0, 1.0]), "x": jnp.ones((2, 2))}
 
 
+@pytest.mark.central
 def test_under_numpyros_handlers():
     draws = Predictive(both, num_samples=3)(jax.random.key(0))
     assert draws["x"].shape == (3, 2, 2) and draws["bits"].shape == (3, 3) and draws["y"].shape == (3, 2, 2)

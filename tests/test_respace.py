@@ -76,6 +76,7 @@ def test_exact_kernels_stay_exact_over_longer_steps(spacing):
         np.testing.assert_allclose(weights, jnp.broadcast_to(noise.log_prob(x0).sum(-1), (16, 1)), rtol=1e-4)
 
 
+@pytest.mark.central
 def test_a_respaced_model_is_saved_and_loaded_and_respaced_again(tmp_path):
     coarse = respace(DIFFUSIONS["levels"](), 6)
     coarse.save(tmp_path / "model")

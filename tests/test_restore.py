@@ -67,6 +67,7 @@ def test_noise_on_a_normal_law_shrinks_the_data():
     assert abs(result.coverage() - 0.9) < 0.1
 
 
+@pytest.mark.central
 def test_what_is_written(tmp_path, hidden_bits):
     metrics = save(hidden_bits, tmp_path / "made" / "out", {"task": "inpaint"})
     assert json.loads((tmp_path / "made" / "out" / "metrics.json").read_text()) == metrics

@@ -101,6 +101,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_refused_and_the_advice_can_be_followed(name, tmp_path):
     damage, message = DAMAGE[name]

@@ -97,6 +97,7 @@ def test_batches_hold_all_data():
     assert np.all(np.isfinite(result.upper))
 
 
+@pytest.mark.central
 def test_to_arviz():
     result = inference.sandwich(jax.random.key(5), BITS, 12, num_particles=4)
     tree = result.to_arviz(units="bits")

@@ -70,6 +70,7 @@ def test_shapes_ranges_and_complements(name, num_steps):
     np.testing.assert_allclose(schedule.alpha_bar + schedule.one_minus_alpha_bar, 1.0, atol=2e-7)
 
 
+@pytest.mark.central
 @given(st.lists(st.floats(1e-6, 0.999), min_size=1, max_size=12))
 def test_alpha_bar_is_the_product_of_what_each_step_leaves(betas):
     schedule = FixedSchedule(betas)

@@ -1,7 +1,5 @@
 """A stack of draws has the laws of its draws, whatever the kernel, the plates and the number of rows."""
 
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -154,6 +152,7 @@ def test_contexts_are_the_rows_own(plates, contexts):
     assert_laws_of_a_stack(one, stacked(one, plates), plates, (5,))
 
 
+@pytest.mark.central
 def test_a_stack_of_a_stack_and_gradients_of_its_network():
     network = models.networks.ResidualMLP((2,), (2, 2), 4, width=4, depth=1, key=jax.random.key(0))
     network = jax.tree.map(lambda a: a + 0.1, network)
@@ -196,7 +195,7 @@ def prior_moments(diffusion):
     [
         (models.VelocityPrediction, True),
         (models.DataPrediction, True),
-        (functools.partial(models.NoisePrediction, bound=None), True),  # linear, as the truth below is
+        (models.NoisePrediction, True),
         (models.DriftVariance, True),
         (models.VelocityPrediction, False),
     ],

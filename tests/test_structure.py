@@ -49,6 +49,7 @@ CASES = {
 }
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("name", CASES)
 def test_known_answers(name):
     function, expected, affine = CASES[name]
@@ -91,6 +92,7 @@ SUMS = {
 }
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("name", SUMS)
 def test_sums(name):
     function, expected = SUMS[name]

@@ -96,6 +96,7 @@ def test_a_step_evaluated_once_has_no_error():
     assert np.isnan(losses.se[:2]).all() and losses.se[2] == pytest.approx(1.0)
 
 
+@pytest.mark.central
 def test_arviz_has_entropies_losses_and_work_in_the_unit_asked_for(of_bits):
     result = of_bits[0]
     nats, in_bits = result.to_arviz(), result.to_arviz(units="bits")

@@ -51,6 +51,7 @@ def assert_identical(first, second) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(leaves(first), leaves(second), strict=True))
 
 
+@pytest.mark.central
 def test_fit_raises_the_bound_above_independent_coordinates_and_below_the_truth():
     data = correlated(4000)
     fitted = fit(data[:3000], num_steps=1500, batch_size=256, log_every=100, holdout=data[3000:], num_times=None)

@@ -22,7 +22,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from nedm_ppl.models.diffusion import Diffusion
-from nedm_ppl.models.networks import TimedNetwork
 from nedm_ppl.models.reverse import Network, Prediction
 from nedm_ppl.models.schedules import FixedSchedule
 
@@ -31,7 +30,7 @@ __all__ = ["AtTimes", "respace"]
 SPACINGS = ("index", "log_snr")
 
 
-class AtTimes(TimedNetwork):
+class AtTimes(eqx.Module):
     r"""A network called at chosen times: `(k, x) -> network(times[k - 1], x)`.
 
     Attributes:
@@ -41,11 +40,6 @@ class AtTimes(TimedNetwork):
 
     network: Network
     times: tuple[int, ...] = eqx.field(static=True)
-
-    @property
-    def num_steps(self) -> int:
-        """K."""
-        return len(self.times)
 
     def __call__(self, t: ArrayLike, x: Array) -> Array:
         return self.network(jnp.asarray(self.times)[jnp.asarray(t) - 1], x)
