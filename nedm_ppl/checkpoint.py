@@ -52,6 +52,8 @@ __all__ = ["ModelFolderError", "load", "save"]
 
 FORMAT, VERSION = "nedm_ppl.model", 2
 TREE, ARRAYS = "model.json", "arrays.npz"
+# Fields that classes were given later, with what folders without them mean.
+ADDED: dict[str, dict[str, Any]] = {"NoisePrediction": {"bound": None}}
 MAX_DEPTH, MAX_JSON_BYTES, MAX_INT = 64, 2**26, 2**63 - 1
 FROM_EQUINOX = ("Dropout", "Embedding", "LayerNorm", "Linear", "MultiheadAttention", "RMSNorm")
 NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 bfloat16 float16 float32 float64 complex64 complex128"
@@ -245,6 +247,7 @@ class _Reader:
             raise self.error(f"{path} must be of a type that this library knows; got {name!r}", newer)
         if like is not ABSENT and type(like) is not cls:
             raise self.unlike(path, f"a {name}", _describe(like))
+        nodes = ADDED.get(name, {}) | nodes
         expected = {field.name: field.type for field in dataclasses.fields(cast(Any, cls))}
         if differing := nodes.keys() ^ expected.keys():
             verb = "lacks" if min(differing) in expected else "has"

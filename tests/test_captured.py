@@ -196,6 +196,26 @@ def test_what_holds_nothing_traced_stays_the_same_object():
     assert combine(arrays, static)["array"] is held
 
 
+def test_nuts_moves_a_latent_that_a_kernel_holds_where_the_prior_has_a_density():
+    """x = 3 ~ N(weight, 1), weight ~ N(0, 1): the posterior is N(1.5, 1 / 2), with the kernel in functools.partial."""
+
+    def kernel(weight, t, x):
+        return dist.Normal(weight + 0.0 * x, 1.0).to_event(1)
+
+    def program():
+        weight = numpyro.sample("weight", dist.Normal(0.0, 1.0))
+        held = functools.partial(kernel, weight)
+        models.sample_path("x", models.Diffusion(PROCESS, held, first_step="learned"), centred=True)
+
+    seen = numpyro.handlers.condition(program, {"x": jnp.array([3.0]), "x_path": jnp.full((3, 1), 1.5)})
+    mcmc = MCMC(NUTS(seen), num_warmup=200, num_samples=800, progress_bar=False)
+    mcmc.run(jax.random.key(0))
+    # Two states of the path and x_0 are three looks at the weight: 1.5, 1.5 and 3 with sd 1, and the prior's 0.
+    weight = mcmc.get_samples()["weight"]
+    np.testing.assert_allclose(weight.mean(), 1.5, atol=0.1)
+    np.testing.assert_allclose(weight.std(), 0.5, atol=0.05)
+
+
 def test_particle_methods_find_the_latent_too():
     def program():
         weight = numpyro.sample("weight", dist.Normal(0.0, 1.0))

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nedm_ppl import inference, models
-from nedm_ppl.models.schedules import FixedSchedule, erasing, log_snr_linear
+from nedm_ppl.models import networks
+from nedm_ppl.models.schedules import FixedSchedule, cosine, erasing, log_snr_linear
 
 BETAS = [0.05, 0.2, 0.3, 0.4, 0.6]
 PROCESS = models.GaussianDiffusion((2,), FixedSchedule(BETAS))
@@ -184,3 +185,63 @@ def test_the_reverse_kernel_of_a_user_must_have_the_events_shape():
     )
     with pytest.raises(ValueError, match=message + r" Add \.to_event\(1\)"):
         diffusion.kernel(2, X)
+
+
+NETWORKS = {
+    "RBF": lambda: networks.RBF((2,), (2, 2), 4, key=jax.random.key(0)),
+    "SigmoidMLP": lambda: networks.SigmoidMLP((2,), (2, 2), 4, key=jax.random.key(0)),
+    "ResidualMLP": lambda: networks.ResidualMLP((2,), (2, 2), 4, key=jax.random.key(0)),
+    "PatchTransformer": lambda: networks.PatchTransformer((2, 2), (2, 2, 2), 4, key=jax.random.key(0)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_made_for_another_number_of_steps_is_refused(name):
+    """On 6 steps the readouts per step gave NaN, and the others the features of times beyond T."""
+    network = NETWORKS[name]()
+    assert network.num_steps == 4
+    shape = (2, 2) if name == "PatchTransformer" else (2,)
+    wrapped = models.Conditional(networks.Embedded(network, lambda c: jnp.zeros(64)), 0)
+    message = rf"network must be made for the 6 steps of the schedule; got {name} for 4. Build it with num_steps=6"
+    for inner in (network, wrapped):
+        for kind in (models.DriftVariance, *PREDICTIONS.values()):
+            with pytest.raises(ValueError, match=message):
+                models.Diffusion(models.GaussianDiffusion(shape, log_snr_linear(6)), kind(inner))
+            assert models.Diffusion(models.GaussianDiffusion(shape, log_snr_linear(4)), kind(inner)).num_steps == 4
+
+
+@pytest.mark.parametrize("num_steps", [10, 10_000])
+def test_samples_of_an_untrained_noise_prediction_are_within_its_bound(num_steps):
+    """Unbounded they reach 689 and 682,047."""
+    process = models.GaussianDiffusion((2,), cosine(num_steps))
+    diffusion = models.Diffusion(process, models.NoisePrediction(silent), first_step="learned")
+    samples = np.abs(diffusion.sample(jax.random.key(0), (500,)))
+    assert 2.0 < samples.max() < 10.0
+    free = models.Diffusion(process, models.NoisePrediction(silent, bound=None), first_step="learned")
+    assert np.abs(free.sample(jax.random.key(0), (500,))).max() > 300.0
+
+
+def test_the_bound_of_a_noise_prediction_leaves_means_up_to_half_of_it():
+    """m = x / sqrt(alpha_bar) for a silent network: as it is, then 1 - B / (4 m) of B, with gradients everywhere."""
+    process = models.GaussianDiffusion((1,), log_snr_linear(4))
+    scale = np.sqrt(process.schedule.alpha_bar[4])
+
+    def mean(m, bound=4.0):
+        return models.NoisePrediction(silent, bound=bound).data_law(process, 4, jnp.array([m * scale])).mean[0]
+
+    for m, expected, slope in (
+        (1.5, 1.5, 1.0),
+        (-1.5, -1.5, 1.0),
+        (2.0, 2.0, 1.0),
+        (8.0, 3.5, 1 / 16),
+        (-400.0, -3.99, 1e-4 / 4),
+    ):
+        np.testing.assert_allclose(mean(m), expected, rtol=1e-5)
+        np.testing.assert_allclose(jax.grad(mean)(m), slope, rtol=1e-4)
+    with pytest.raises(ValueError, match=re.escape("bound must be positive, or None; got 0.")):
+        models.NoisePrediction(silent, bound=0.0)
+    diffusion = models.Diffusion(process, models.NoisePrediction(silent, bound=4.0))
+    with pytest.raises(
+        ValueError, match=r"x0 must be below the bound of a NoisePrediction, 4, in size; got 4.5\. Scale"
+    ):
+        diffusion.check_data(np.array([[1.0], [-4.5]]))

@@ -1,5 +1,7 @@
 """A stack of draws has the laws of its draws, whatever the kernel, the plates and the number of rows."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -195,7 +197,7 @@ def prior_moments(diffusion):
     [
         (models.VelocityPrediction, True),
         (models.DataPrediction, True),
-        (models.NoisePrediction, True),
+        (functools.partial(models.NoisePrediction, bound=None), True),  # linear, as the truth below is
         (models.DriftVariance, True),
         (models.VelocityPrediction, False),
     ],

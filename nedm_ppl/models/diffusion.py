@@ -74,6 +74,7 @@ class Diffusion(eqx.Module):
             raise ValueError(f"first_step must be one of {', '.join(FIRST_STEPS)}; got {self.first_step!r}.")
         if isinstance(self.reverse, Parameterisation):
             self.reverse.check_process(self.process)
+            self.reverse.check_num_steps(self.num_steps)
         if self.levels is not None:
             check_levels(self.levels)
         if self.levels != getattr(self.reverse, "levels", self.levels):
@@ -182,6 +183,8 @@ class Diffusion(eqx.Module):
             raise ValueError(
                 f"x0 must have one batch axis before its event shape {self.event_shape}; got shape {jnp.shape(x0)}."
             )
+        if isinstance(self.reverse, Parameterisation):
+            self.reverse.check_data(x0)
         if self.first_step == "quantised":
             log_prob = np.asarray(self.null_log_prob(x0))
             if not np.all(np.isfinite(log_prob)):

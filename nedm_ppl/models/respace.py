@@ -22,6 +22,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from nedm_ppl.models.diffusion import Diffusion
+from nedm_ppl.models.networks import TimedNetwork
 from nedm_ppl.models.reverse import Network, Prediction
 from nedm_ppl.models.schedules import FixedSchedule
 
@@ -30,7 +31,7 @@ __all__ = ["AtTimes", "respace"]
 SPACINGS = ("index", "log_snr")
 
 
-class AtTimes(eqx.Module):
+class AtTimes(TimedNetwork):
     r"""A network called at chosen times: `(k, x) -> network(times[k - 1], x)`.
 
     Attributes:
@@ -40,6 +41,11 @@ class AtTimes(eqx.Module):
 
     network: Network
     times: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def num_steps(self) -> int:
+        """K."""
+        return len(self.times)
 
     def __call__(self, t: ArrayLike, x: Array) -> Array:
         return self.network(jnp.asarray(self.times)[jnp.asarray(t) - 1], x)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from nedm_ppl.models.networks.readout import StepReadout
+from nedm_ppl.models.networks.readout import StepReadout, TimedNetwork
 
 __all__ = ["SigmoidMLP"]
 
 
-class SigmoidMLP(eqx.Module):
+class SigmoidMLP(TimedNetwork):
     """Sigmoid hidden layers shared over time; outputs linear, one map per step.
 
     Args:
@@ -44,6 +44,11 @@ class SigmoidMLP(eqx.Module):
         self.layers = tuple(eqx.nn.Linear(m, n, key=k) for m, n, k in zip(sizes, sizes[1:], keys, strict=False))
         self.readout = StepReadout(width, math.prod(output_shape), num_steps)
         self.output_shape = tuple(output_shape)
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of readouts."""
+        return self.readout.num_steps
 
     def __call__(self, t: ArrayLike, x: Array) -> Array:
         h = jnp.ravel(x).astype(float)

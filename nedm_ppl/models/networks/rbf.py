@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from nedm_ppl.models.networks.readout import StepReadout
+from nedm_ppl.models.networks.readout import StepReadout, TimedNetwork
 
 __all__ = ["RBF"]
 
 
-class RBF(eqx.Module):
+class RBF(TimedNetwork):
     r"""Hidden units $h_k = \mathrm{softmax}_k(-\tfrac12 |(x - c_k) / s_k|^2)$, shared over time; outputs linear, one map per step.
 
     Args:
@@ -42,6 +42,11 @@ class RBF(eqx.Module):
         self.log_scales = jnp.zeros((width,))
         self.readout = StepReadout(width, math.prod(output_shape), num_steps)
         self.output_shape = tuple(output_shape)
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of readouts."""
+        return self.readout.num_steps
 
     def __call__(self, t: ArrayLike, x: Array) -> Array:
         distance = jnp.sum(jnp.square(jnp.ravel(x) - self.centres), axis=-1) * jnp.exp(-2.0 * self.log_scales)

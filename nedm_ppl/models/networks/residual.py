@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from nedm_ppl.models.networks.readout import TIME_FEATURES, time_features
+from nedm_ppl.models.networks.readout import TIME_FEATURES, TimedNetwork, time_features
 
 __all__ = ["ResidualMLP", "zeroed"]
 
@@ -31,7 +31,7 @@ class ResidualBlock(eqx.Module):
         return h + self.down(jax.nn.silu(self.up(h) * (1.0 + scale) + shift))
 
 
-class ResidualMLP(eqx.Module):
+class ResidualMLP(TimedNetwork):
     """Residual blocks on the flattened datum, every block told the time; silent (zero output) at the start.
 
     A third argument, a vector of the width, is added to the hidden units before the first block: see `Embedded`.

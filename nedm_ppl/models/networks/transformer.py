@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from nedm_ppl.models.networks.readout import TIME_FEATURES, time_features
+from nedm_ppl.models.networks.readout import TIME_FEATURES, TimedNetwork, time_features
 from nedm_ppl.models.networks.residual import zeroed
 
 __all__ = ["PatchTransformer"]
@@ -53,7 +53,7 @@ class TransformerBlock(eqx.Module):
         return jnp.reshape(jnp.einsum("hqk,khd->qhd", weights, value), u.shape)
 
 
-class PatchTransformer(eqx.Module):
+class PatchTransformer(TimedNetwork):
     """Image in, image-shaped output; silent (zero output) at the start.
 
     A third argument, a vector of the width, is added to the embedded time and modulates every block with it: see `Embedded`.
