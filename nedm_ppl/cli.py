@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nedm_ppl import interrupts
+from nedm_ppl.files import printable, reason, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +72,7 @@ def run(
             from nedm_ppl.experiments import choose
             from nedm_ppl.experiments import run as run_experiment
 
+        _check_sizes(seed=seed, steps=steps, num_steps=num_steps)
         chosen = choose(experiment, density)
         out = Path("results") / "-".join(filter(None, (experiment, chosen.density))) if out is None else out
         result = run_experiment(
@@ -91,7 +93,7 @@ def run(
             console.print("Stopped. The same command with --resume goes on from the last checkpoint.")
         raise typer.Exit(128 + (interrupts.received or [signal.SIGINT])[0]) from None
     console.print(_metrics_table(result.metrics, chosen.published))
-    console.print(f"Model, metrics, figures and ArviZ files are in {out}.", markup=False)
+    console.print(printable(f"Model, metrics, figures and ArviZ files are in {out}."), markup=False)
 
 
 @app.command()
@@ -112,18 +114,16 @@ def sample(
     from nedm_ppl.files import whole
     from nedm_ppl.models import Diffusion
 
+    _check_sizes(num=num_samples, seed=seed, context=context)
     if num_samples < 1:
         raise ValueError(f"--num must be at least 1; got {num_samples}.")
-    if out.suffix != ".npy":
-        raise ValueError(f"--out must end in .npy; got {out}.")
-    if out.exists():
-        raise ValueError(f"--out {out} exists; name another file.")
+    _check_new(out, ".npy")
     diffusion = Diffusion.load(_model_folder(model)).given(context)
     with console.status(f"Sampling {diffusion.num_steps} steps"):
         samples = eqx.filter_jit(lambda d, key: d.sample(key, (num_samples,)))(diffusion, jax.random.key(seed))
         with whole(out) as file:
             np.save(file, np.asarray(samples))
-    console.print(f"{num_samples} samples of shape {diffusion.event_shape} are in {out}.", markup=False)
+    console.print(printable(f"{num_samples} samples of shape {diffusion.event_shape} are in {out}."), markup=False)
 
 
 @app.command()
@@ -148,12 +148,10 @@ def loglik(
     from nedm_ppl.inference import TargetNotReachedWarning, log_likelihood
     from nedm_ppl.models import Diffusion
 
+    _check_sizes(particles=particles, max_particles=max_particles, seed=seed)
     if num is not None and num < 1:
         raise ValueError(f"--num must be at least 1; got {num}.")
-    if out.suffix != ".nc":
-        raise ValueError(f"--out must end in .nc; got {out}.")
-    if out.exists():
-        raise ValueError(f"--out {out} exists; name another file.")
+    _check_new(out, ".nc")
     folder = _model_folder(model)
     diffusion = Diffusion.load(folder)
     x0, context = _holdout(folder) if data is None else (_read_array(data), None)
@@ -172,7 +170,9 @@ def loglik(
     console.print(_likelihood_table(result.summary()))
     what = {out.name: lambda file: write_netcdf(file, result.to_arviz())}
     write_outputs(out.parent, what, "The table has the means.")
-    console.print(f"Estimates, errors, diagnostics and log weights of every datum are in {out}.", markup=False)
+    console.print(
+        printable(f"Estimates, errors, diagnostics and log weights of every datum are in {out}."), markup=False
+    )
 
 
 @app.command()
@@ -223,6 +223,8 @@ def denoise(
 
     def add_noise(x0: "np.ndarray") -> "Degradation":
         about["scale"] = float(x0.std()) if scale is None else scale
+        if not abs(about["scale"]) <= 1e15:  # NaN too
+            raise ValueError(f"--scale must be a number of at most 1e15; got {scale}.")
         return Noise(about["scale"])
 
     _restore(model, data, num, add_noise, about, particles, repeats, num_steps, seed, out)
@@ -241,7 +243,7 @@ def show(model: Annotated[Path, MODEL]) -> None:
     arrays = jax.tree.leaves(eqx.filter(diffusion, eqx.is_inexact_array))
     network = getattr(diffusion.reverse, "network", None)
     rates = diffusion.process.schedule.rates
-    table = Table("part", "value", title=escape(str(folder)))
+    table = Table("part", "value", title=escape(printable(folder)))
     for part, value in (
         ("process", type(diffusion.process).__name__),
         ("datum", f"shape {diffusion.event_shape}"),
@@ -261,7 +263,7 @@ def show(model: Annotated[Path, MODEL]) -> None:
     if metrics.exists():
         try:
             console.print(_metrics_table(json.loads(metrics.read_text())))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise ValueError(f"{metrics} is damaged; remove it, or run the experiment again.") from None
 
 
@@ -285,6 +287,7 @@ def _restore(
     from nedm_ppl.experiments import restore
     from nedm_ppl.models import Diffusion
 
+    _check_sizes(particles=particles, repeats=repeats, num_steps=num_steps, seed=seed)
     if num < 1:
         raise ValueError(f"--num must be at least 1; got {num}.")
     restore.check_out(out)
@@ -307,7 +310,25 @@ def _restore(
         )
     metrics = restore.save(result, out, about | {"seed": seed})
     console.print(_restoration_table(metrics))
-    console.print(f"The picture, the draws for ArviZ and the numbers are in {out}.", markup=False)
+    console.print(printable(f"The picture, the draws for ArviZ and the numbers are in {out}."), markup=False)
+
+
+def _check_new(out: Path, suffix: str) -> None:
+    """Raise a ValueError where no new file of this kind can have that name, before hours are spent on what is to be in it."""
+    if out.suffix != suffix:
+        raise ValueError(f"--out must end in {suffix}; got {out}.")
+    if out.exists():
+        raise ValueError(f"--out {out} exists; name another file.")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out must lie in a folder that is there; got {out}.")
+
+
+def _check_sizes(**options: int | None) -> None:
+    """Raise a ValueError where an integer is too large for JAX, which counts with 32 bits and takes seeds of 64."""
+    for name, value in options.items():
+        most = 2**63 - 1 if name == "seed" else 2**31 - 1
+        if value is not None and abs(value) > most:
+            raise ValueError(f"--{name.replace('_', '-')} must be at most {most} in size; got {shortened(value)}.")
 
 
 def _model_folder(path: Path) -> Path:
@@ -325,7 +346,7 @@ def _holdout(folder: Path, name: str = "DATA") -> "tuple[np.ndarray, np.ndarray 
         return split.holdout, split.holdout_context
     except FileNotFoundError:
         raise ValueError(f"{name} must be given: there is no {metrics} that says whose holdout to take.") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{name} must be given: {metrics} names no experiment of `nedm list`.") from None
 
 
@@ -333,13 +354,14 @@ def _read_array(file: Path, name: str = "DATA") -> "np.ndarray":
     import numpy as np
 
     try:
-        values = np.load(file, allow_pickle=False)
+        # Mapped first, which compares what the header claims with what the file holds, and allocates nothing.
+        values = np.array(np.load(file, mmap_mode="r", allow_pickle=False))
     except FileNotFoundError:
-        raise ValueError(f"{name} must be a .npy file; there is nothing at {file}.") from None
-    except (ValueError, EOFError, OSError):
+        raise ValueError(f"{name} must be a .npy file; there is nothing at {printable(file)}.") from None
+    except (ValueError, TypeError, EOFError, OSError, OverflowError, RecursionError, SyntaxError):
         values = None
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or values.ndim == 0:
-        raise ValueError(f"{name} must be a .npy file that holds an array of numbers; {file} does not.")
+        raise ValueError(f"{name} must be a .npy file that holds an array of numbers; {printable(file)} does not.")
     return values
 
 
@@ -363,7 +385,11 @@ def _likelihood_table(summary: dict) -> Table:
 
 
 def _restoration_table(metrics: dict) -> Table:
-    what = f"mask {metrics['mask']}" if metrics["task"] == "inpaint" else f"noise of scale {metrics['scale']:.3g}"
+    what = (
+        f"mask {printable(metrics['mask'])}"
+        if metrics["task"] == "inpaint"
+        else f"noise of scale {metrics['scale']:.3g}"
+    )
     table = Table("quantity", "value", title=f"{metrics['task']}, {what}, {metrics['num_data']} data")
     table.add_row("RMSE of the posterior mean, units of the data", f"[bold]{metrics['rmse']:.4f}[/bold]")
     table.add_row("RMSE of one posterior draw", f"{metrics['rmse_posterior_draw']:.4f}")
@@ -426,7 +452,11 @@ def main() -> None:
     except BaseException as error:
         if interrupts.received:
             sys.exit(128 + interrupts.received[0])
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            error = OSError(
+                f"this takes more memory than there is: {reason(error)}. Ask for less at a time, or for fewer steps."
+            )
         if not isinstance(error, ValueError | FloatingPointError | OSError):
             raise
-        Console(stderr=True).print(Text("nedm: ", "bold red") + Text(str(error)), soft_wrap=True)
+        Console(stderr=True).print(Text("nedm: ", "bold red") + Text(printable(error)), soft_wrap=True)
         sys.exit(2 if isinstance(error, ValueError | FloatingPointError) else 1)

@@ -88,7 +88,7 @@ def write_outputs(out: Path, outputs: Mapping[str, Callable[[Path], None]], kept
         raise OutputError(f"{', '.join(failures)} could not be written to {out}: {reason(first)}. {kept}") from first
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """An exception in a clause."""
     return shortened(str(error).rstrip("."), 200) or type(error).__name__
 

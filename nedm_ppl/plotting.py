@@ -408,10 +408,10 @@ def bound_by_step(times: ArrayLike, divergences_nats: ArrayLike, ax: Axes | None
         ax: Where to draw.
 
     Raises:
-        ValueError: the two shapes differ, or are empty.
+        ValueError: the two shapes differ, or hold no datum. (Of a chain of one step there is nothing to draw but that.)
     """
     times, divergences = np.asarray(times), np.asarray(divergences_nats, np.float64)
-    if times.shape != divergences.shape or times.size == 0:
+    if times.shape != divergences.shape or times.ndim == 0 or 0 in times.shape[1:] or times.shape == (0,):
         raise ValueError(
             f"times and divergences_nats must have one shape, not empty; got {times.shape} and {divergences.shape}."
         )
@@ -422,6 +422,8 @@ def bound_by_step(times: ArrayLike, divergences_nats: ArrayLike, ax: Axes | None
     error = np.sqrt(squares / np.maximum(count - 1, 1) / count)
     error = np.where(count > 1, error, np.nan)
     ax = _axis(ax, figsize=(6.4, 4.0))
+    if not at.size:
+        _nothing(ax)
     ax.plot(at, mean, color=REVERSE, linewidth=1.4, marker="o" if at.size <= 60 else "", markersize=3, label="mean")
     ax.fill_between(at, mean - 2.0 * error, mean + 2.0 * error, color=REVERSE, alpha=0.25, label=r"$\pm$2 s.e.")
     ax.axhline(0.0, color=NULL, linewidth=0.8)
@@ -453,7 +455,7 @@ def thermodynamics_figure(
     Args:
         log_snr: Of t = 1..T, nats, shape (T,).
         entropy: Lower and upper bound of t = 1..T, nats, each of shape (T,).
-        losses: Steps t, mean losses and their standard errors, nats, each of shape (n,).
+        losses: Steps t, mean losses and their standard errors, nats, each of shape (n,); none where T is 1.
         work: Work of every trajectory, shape (S, N), and the Jarzynski averages $-\log \hat p(x_0)$, shape (N,), nats.
         axes: Three axes, shape (3,).
         nats_per_unit: Every number is divided by this (64 log 2 for bits per pixel of an 8 x 8 image).
@@ -466,14 +468,16 @@ def thermodynamics_figure(
         ValueError: a shape other than these.
     """
     log_snr, lower, upper = _curves(log_snr=log_snr, lower=entropy[0], upper=entropy[1])
-    times, mean, se = _curves(times=losses[0], losses=losses[1], standard_errors=losses[2])
+    times, mean, se = _curves(
+        least=min(1, log_snr.size - 1), times=losses[0], losses=losses[1], standard_errors=losses[2]
+    )
     done, free_energy = (np.asarray(value, np.float64) for value in work)
     if done.ndim != 2 or done.shape[1:] != free_energy.shape or 0 in done.shape:
         raise ValueError(f"work must have shapes (S, N) and (N,), not empty; got {done.shape} and {free_energy.shape}.")
     unit = 1.0 / nats_per_unit
     index = times.astype(int) - 1
     lower, upper = lower[index], upper[index]
-    groups = np.array_split(np.arange(times.size), min(times.size, STEPS_DRAWN))
+    groups = np.array_split(np.arange(times.size), min(times.size, STEPS_DRAWN)) if times.size else []
     times, log_snr, mean, lower, upper = (
         np.array([values[group].mean() for group in groups]) for values in (times, log_snr[index], mean, lower, upper)
     )
@@ -486,8 +490,11 @@ def thermodynamics_figure(
 
 
 def _loss_panel(ax: Axes, at: np.ndarray, mean: np.ndarray, se: np.ndarray, units: str) -> None:
-    share = mean.mean()
     shown = np.isfinite(at)
+    if not shown.any():  # a chain of one step, or of two whose last erases everything
+        _nothing(ax)
+        return
+    share = mean.mean()
     at, mean, se = at[shown], mean[shown], se[shown]
     ax.plot(at, mean, color=REVERSE, linewidth=1.4, marker="o", markersize=2.5, label=r"model, $\pm$2 s.e.")
     ax.fill_between(at, mean - 2.0 * se, mean + 2.0 * se, color=REVERSE, alpha=0.35, linewidth=0)
@@ -501,6 +508,9 @@ def _loss_panel(ax: Axes, at: np.ndarray, mean: np.ndarray, se: np.ndarray, unit
 
 
 def _corridor_panel(ax: Axes, times: np.ndarray, lower: np.ndarray, model: np.ndarray, units: str) -> None:
+    if not times.size:
+        _nothing(ax)
+        return
     ax.fill_between(
         times, lower, 0.0, color=FORWARD, alpha=0.2, linewidth=0, label=r"$H_q(X_{t-1}\,|\,X_t)$ is in here"
     )
@@ -599,9 +609,14 @@ def _images(name: str, value: ArrayLike) -> np.ndarray:
     return value
 
 
-def _curves(**named: ArrayLike) -> list[np.ndarray]:
+def _nothing(ax: Axes) -> None:
+    """Say that a chain has no step to show."""
+    ax.text(0.5, 0.5, "no step t > 1 with signal left", transform=ax.transAxes, ha="center", va="center")
+
+
+def _curves(*, least: int = 1, **named: ArrayLike) -> list[np.ndarray]:
     curves = [np.asarray(value) for value in named.values()]
-    if any(curve.ndim != 1 for curve in curves) or len({curve.size for curve in curves}) != 1 or curves[0].size == 0:
+    if any(curve.ndim != 1 for curve in curves) or len({curve.size for curve in curves}) != 1 or curves[0].size < least:
         shapes = ", ".join(str(curve.shape) for curve in curves)
         raise ValueError(f"{', '.join(named)} must be 1-D, equally long and not empty; got shapes {shapes}.")
     return curves

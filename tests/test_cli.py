@@ -102,6 +102,16 @@ def test_a_run_leaves_model_metrics_figures_and_arviz_files(run_folder, name):
         assert figure.read_bytes()[:4] == b"\x89PNG" and figure.stat().st_size > 5_000
 
 
+@pytest.mark.parametrize(("name", "num_steps"), [("swiss-roll", 1), ("heartbeat", 2)])
+def test_a_chain_of_one_or_two_steps_is_a_model(name, num_steps, tmp_path, capsys):
+    arguments = ["run", name, "--steps", 4, "--num-steps", num_steps, "--out", tmp_path / "out"]
+    code, said = nedm(*arguments, capsys=capsys)
+    assert code == 0 and said == ""
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["num_steps"] == num_steps
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"bound.nc", "likelihood.nc", "loss.png", "bound_by_step.png", "thermodynamics.png", "model"}
+
+
 def test_truth_is_exact_where_it_is_known(run_folder):
     heartbeat = json.loads((run_folder / "heartbeat" / "metrics.json").read_text())
     assert heartbeat["truth"]["mean"] == pytest.approx(-math.log2(5), rel=1e-9) and heartbeat["truth"]["se"] is None
@@ -231,14 +241,21 @@ def test_choose_gives_an_experiment_of_its_density():
         (["--target-se", "-1"], "target_se must be positive, in nats; got -1."),
         (["--out", "{tmp}/x.csv"], "--out must end in .nc; got"),
         (["--out", "{tmp}/taken.nc"], "exists; name another file."),
+        (["--out", "{tmp}/nowhere/x.nc"], "--out must lie in a folder that is there; got"),
         (["{tmp}/nowhere.npy"], "DATA must be a .npy file; there is nothing at"),
         (["{tmp}/taken.nc"], "DATA must be a .npy file that holds an array of numbers"),
         (["{tmp}/grey.npy"], "x0 must be binary, 0 or 1"),
+        (["{tmp}/claims.npy"], "DATA must be a .npy file that holds an array of numbers; "),
+        (["{tmp}/n\udcffwhere.npy"], "DATA must be a .npy file; there is nothing at"),
     ],
 )
 def test_loglik_refuses_in_one_sentence(run_folder, tmp_path, capsys, arguments, message):
     (tmp_path / "taken.nc").write_text("mine")
     np.save(tmp_path / "grey.npy", np.full((3, 20), 0.5))
+    with (tmp_path / "claims.npy").open("wb") as file:  # 2 x 10^13 rows, and holds one
+        about = {"descr": "<f4", "fortran_order": False, "shape": (2 * 10**13, 20)}
+        np.lib.format.write_array_header_1_0(file, about)
+        file.write(bytes(80))
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     out = [] if "--out" in arguments else ["--out", tmp_path / "loglik.nc"]
     code, said = nedm("loglik", run_folder / "heartbeat", *arguments, *out, capsys=capsys)
@@ -288,6 +305,8 @@ def test_inpainting_and_denoising_leave_a_picture_draws_and_numbers(run_folder, 
         (["inpaint", "--mask", "{tmp}/short.npy"], "mask must be boolean and of shape (20,), one datum of this model"),
         (["inpaint", "--data", "{tmp}/nowhere.npy"], "--data must be a .npy file; there is nothing at"),
         (["inpaint", "--data", "{tmp}/short.npy"], "x0 must have trailing shape (20,)"),
+        (["denoise", "--scale", "nan"], "--scale must be a number of at most 1e15; got nan."),
+        (["denoise", "--scale", "1e300"], "--scale must be a number of at most 1e15; got 1e+300."),
         (["denoise", "--scale", "-1"], "scale must be positive, a standard deviation; got -1."),
         (["denoise", "--num-steps", "7"], "num_steps must lie in 2..6"),
         (["denoise", "--particles", "0"], "must be at least 1; got 0"),
@@ -327,6 +346,22 @@ def test_show_says_what_a_model_is(run_folder, capsys):
         (["run", "heartbeat", "--steps", "0", "--out", "{tmp}/x"], "--steps must be at least 1; got 0"),
         (["run", "heartbeat", "--resume", "--force", "--out", "{tmp}/x"], "--force starts again; give one of them"),
         (["run", "heartbeat", "--seed", "-1", "--out", "{tmp}/x"], "seed must be at least 0; got -1"),
+        (
+            ["run", "heartbeat", "--seed", f"{2**63}", "--out", "{tmp}/x"],
+            "--seed must be at most 9223372036854775807 in",
+        ),
+        (
+            ["run", "heartbeat", "--num-steps", "1" + "0" * 20, "--out", "{tmp}/x"],
+            "--num-steps must be at most 2147483647",
+        ),
+        (["run", "heartbeat", "--steps", "1" + "0" * 20, "--out", "{tmp}/x"], "--steps must be at most 2147483647"),
+        (["sample", "{tmp}/x", "--num", "1" + "0" * 11], "--num must be at most 2147483647 in size; got 100000000000."),
+        (["sample", "{tmp}/x", "--seed", f"{2**63}"], "--seed must be at most"),
+        (["sample", "{tmp}/x", "--context", "9" * 12], "--context must be at most"),
+        (["loglik", "{tmp}/x", "--particles", "1" + "0" * 12], "--particles must be at most 2147483647"),
+        (["loglik", "{tmp}/x", "--max-particles", "1" + "0" * 12], "--max-particles must be at most 2147483647"),
+        (["inpaint", "{tmp}/x", "--particles", "1" + "0" * 12], "--particles must be at most 2147483647"),
+        (["denoise", "{tmp}/x", "--repeats", "1" + "0" * 12], "--repeats must be at most 2147483647"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, tmp_path, capsys):
@@ -390,3 +425,32 @@ def test_numbers_are_kept_where_the_draws_cannot_be_written(run_folder, tmp_path
     code, _ = nedm("loglik", run_folder / "heartbeat", *few, "--out", tmp_path / "x.nc")
     shown = capsys.readouterr()
     assert code == 1 and "mean over the data" in shown.out and "h5py" in shown.err and not (tmp_path / "x.nc").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 3.55 PiB"), RuntimeError("RESOURCE_EXHAUSTED: Out of memory")]
+)
+def test_more_memory_than_there_is_is_one_sentence(error, run_folder, tmp_path, capsys, monkeypatch):
+    def exhausted(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Diffusion, "sample", exhausted)
+    code, said = nedm("sample", run_folder / "heartbeat", "--num", 10**6, "--out", tmp_path / "x.npy", capsys=capsys)
+    assert code == 1 and "this takes more memory than there is: " in said and not (tmp_path / "x.npy").exists()
+
+
+def test_deeply_nested_metrics_are_one_sentence(run_folder, tmp_path, capsys):
+    shutil.copytree(run_folder / "heartbeat" / "model", tmp_path / "model")
+    (tmp_path / "metrics.json").write_text("[" * 100_000)
+    code, said = nedm("show", tmp_path, capsys=capsys)
+    assert code == 2 and "metrics.json is damaged" in said
+    code, said = nedm("loglik", tmp_path, "--out", tmp_path / "x.nc", capsys=capsys)
+    assert code == 2 and "DATA must be given" in said
+
+
+def test_a_folder_whose_name_is_not_utf8_is_a_folder(run_folder, tmp_path, capsys):
+    out = tmp_path / "n\udcffme"
+    assert nedm("run", "heartbeat", "--out", out, *SMALL["heartbeat"])[0] == 0
+    assert nedm("sample", out, "--num", 2, "--out", out / "x.npy")[0] == 0
+    assert nedm("show", out)[0] == 0 and "n\\udcffme" in capsys.readouterr().out.replace("\n", "")
+    assert np.load(out / "x.npy").shape == (2, 20)

@@ -259,3 +259,21 @@ def test_without_axes_one_new_figure_is_made(draw, tmp_path):
 def test_refusals(draw, message):
     with pytest.raises(ValueError, match=message):
         draw(*plane())
+
+
+def test_a_chain_of_one_step_has_its_figures(new_axes):
+    ax = plotting.bound_by_step(np.zeros((0, 5)), np.zeros((0, 5)), new_axes())
+    assert "no step t > 1" in ax.texts[0].get_text()
+
+
+def test_a_chain_of_one_or_two_steps_has_its_thermodynamics():
+    work = RNG.gamma(2.0, size=(4, 3)), np.ones(3)
+    axes = plotting.thermodynamics_figure([1.0], ([0.0], [1.0]), ([], [], []), work)
+    assert [bool(ax.texts) for ax in axes] == [True, True, False]
+    plt.close(axes[0].figure)
+    # Of two steps whose second erases everything, the loss has no place on an axis of signal.
+    axes = plotting.thermodynamics_figure([1.0, -np.inf], ([0.0, 0.0], [1.0, 1.0]), ([2], [0.5], [0.1]), work)
+    assert [bool(ax.texts) for ax in axes] == [True, False, False]
+    plt.close(axes[0].figure)
+    with pytest.raises(ValueError, match="times, losses, standard_errors must be 1-D, equally long and not empty"):
+        plotting.thermodynamics_figure([1.0, 0.5], ([0.0] * 2, [1.0] * 2), ([], [], []), work)

@@ -62,7 +62,7 @@ def classification(result: Result) -> dict[str, Any]:
     """Accuracy and calibration on the holdout, before and after a temperature fitted on the validation part."""
     diffusion, split = result.diffusion, result.split
     labels_validation, labels = np.asarray(split.validation_context), np.asarray(split.holdout_context)
-    respaced = respace(diffusion, min(CLASSIFY_STEPS, diffusion.num_steps))
+    respaced = respace(diffusion, CLASSIFY_STEPS) if diffusion.num_steps > CLASSIFY_STEPS else diffusion
     keys = jax.random.split(jax.random.key(result.metrics["seed"]))
     validation, holdout = (
         inference.classify(key, respaced, images, np.arange(NUM_CLASSES), num_particles=CLASSIFY_PARTICLES)
