@@ -1,5 +1,6 @@
 """The command line and the experiments behind it, in small: what a run leaves, and one sentence for every mistake."""
 
+import inspect
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from nedm_ppl import cli
 from nedm_ppl.experiments import EXPERIMENTS, choose
 from nedm_ppl.experiments.base import Split
 from nedm_ppl.models import Diffusion
+from nedm_ppl.models.networks import PatchTransformer, ResidualMLP
 
 COMMON = {"experiment", "seed", "num_steps", "train_seconds", "holdout_size", "unit", "bound", "null", "truth"}
 SMALL = {
@@ -43,7 +45,7 @@ def nedm(*arguments, capsys=None) -> tuple[int, str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def few_data():
-    """The experiments on a few hundred of their data."""
+    """The experiments on a few hundred of their data, with the smallest of their networks."""
 
     def smaller(experiment):
         def data(seed):
@@ -56,6 +58,9 @@ def few_data():
     with pytest.MonkeyPatch.context() as patch:
         for name, experiment in EXPERIMENTS.items():
             patch.setitem(EXPERIMENTS, name, smaller(experiment))
+        for network, small in ((ResidualMLP, {"width": 16, "depth": 1}), (PatchTransformer, {"width": 16, "depth": 1})):
+            initial = inspect.unwrap(network.__init__)
+            patch.setattr(initial, "__kwdefaults__", initial.__kwdefaults__ | small)
         yield
 
 
