@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-__all__ = ["as_count", "check_concrete", "check_key", "check_kind", "check_unmasked", "whole"]
+__all__ = ["as_count", "as_shape", "check_concrete", "check_key", "check_kind", "check_unmasked", "whole"]
 
 
 def as_count(name: str, value: Any, least: int = 1) -> int:
@@ -28,7 +28,20 @@ def as_count(name: str, value: Any, least: int = 1) -> int:
     return count
 
 
-def check_key(rng_key: Any) -> None:
+def as_shape(name: str, value: Any, least: int = 0) -> tuple[int, ...]:
+    """A shape, however it was typed: (2, 3), [2, 3], or 3 for the one axis (3,).
+
+    Raises:
+        ValueError: anything else, or an axis shorter than `least`.
+    """
+    try:
+        return tuple(as_count(name, axis, least) for axis in (value if np.ndim(value) else (value,)))
+    except (TypeError, ValueError):
+        got = repr(value) if isinstance(value, str | int | float | tuple | list) else f"a {type(value).__name__}"
+        raise ValueError(f"{name} must be a shape, a tuple of integers of at least {least}; got {got}.") from None
+
+
+def check_key(rng_key: Any, name: str = "rng_key") -> None:
     """Raise a ValueError where `rng_key` is not one random key of JAX, typed or of the old kind."""
     dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
     typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
@@ -39,8 +52,8 @@ def check_key(rng_key: Any) -> None:
     elif np.ndim(rng_key) == 0 and isinstance(rng_key, int | np.integer):
         got = f"the integer {rng_key}. Use jax.random.key({rng_key})"
     else:
-        got = f"a {type(rng_key).__name__}. The key comes first, then the model"
-    raise ValueError(f"rng_key must be one random key, such as jax.random.key(0); got {got}.")
+        got = f"a {type(rng_key).__name__}. The key comes first" if name == "rng_key" else f"a {type(rng_key).__name__}"
+    raise ValueError(f"{name} must be one random key, such as jax.random.key(0); got {got}.")
 
 
 def check_kind(name: str, value: Any, kind: type) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nedm_ppl import arguments, inference, models
+from nedm_ppl import arguments, data, inference, models
 
 KEY = jax.random.key(0)
 PROCESS = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(3))
@@ -143,7 +143,7 @@ CALLS = {
 def test_what_is_no_key_and_no_model_is_named(name):
     for key, got in (
         (7, "the integer 7. Use jax.random.key(7)"),
-        (MODEL, "a Diffusion. The key comes first, then the model"),
+        (MODEL, "a Diffusion. The key comes first"),
         (jax.random.split(KEY, 3), "keys of shape (3,)"),
         (None, "a NoneType"),
     ):
@@ -152,3 +152,127 @@ def test_what_is_no_key_and_no_model_is_named(name):
             CALLS[name](key, MODEL)
     with pytest.raises(ValueError, match=re.escape("diffusion must be a Diffusion; got a GaussianDiffusion.")):
         CALLS[name](jax.random.PRNGKey(0), PROCESS)
+
+
+BITS = models.BernoulliDiffusion((2,), models.schedules.erasing(3))
+SMALL = {"width": 4, "depth": 1, "key": KEY}
+SHAPES = {
+    "process": lambda: models.GaussianDiffusion(3, PROCESS.schedule).event_shape == (3,),
+    "process, typed as a list of floats": lambda: (
+        models.BernoulliDiffusion([2.0, 3], BITS.schedule).event_shape == (2, 3)
+    ),
+    "sample": lambda: WHITE.sample(KEY, 5).shape == WHITE.sample(KEY, [5]).shape == (5, 2),
+    "sample_trajectory": lambda: WHITE.sample_trajectory(KEY, 5.0).shape == (5, 4, 2),
+    "chain": lambda: WHITE.reverse_chain().sample(KEY, 5).shape == (5, 3, 2),
+    "chain's end": lambda: WHITE.reverse_chain().sample_end(KEY, 5).shape == (5, 2),
+    "chain's times": lambda: (
+        models.MarkovChain(PROCESS.stationary(), PROCESS.step, first=1.0, last=3.0).event_shape == (3, 2)
+    ),
+    "prior": lambda: WHITE.prior().sample(KEY, 5).shape == WHITE.prior().expand(5).sample(KEY).shape == (5, 2),
+    "flow": lambda: WHITE.flow(KEY, num_probes=2.0).sample(KEY, 5).shape == (5, 2),
+    "schedules": lambda: (
+        {
+            build(1e1).num_steps
+            for build in (
+                models.schedules.erasing,
+                models.schedules.log_snr_linear,
+                models.schedules.log_snr_logistic,
+                models.schedules.cosine,
+            )
+        }
+        == {10}
+    ),
+    "networks": lambda: models.networks.ResidualMLP(2, (2, 2), 3.0, **SMALL | {"width": 4.0}).num_steps == 3,
+    "respace": lambda: (
+        models.respace(models.Diffusion(PROCESS, models.VelocityPrediction(NETWORK)), 2.0).num_steps == 2
+    ),
+    "objective": lambda: inference.TrajectoryBound(2.0).num_times == 2,
+    "data": lambda: data.swiss_roll(0, 1e1).shape == data.heartbeat(0, 10.0)[:, :2].shape == (10, 2),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_and_counts_are_taken_as_they_are_typed(name):
+    assert SHAPES[name]()
+
+
+NO_SHAPES = {
+    "event_shape": lambda v: models.GaussianDiffusion(v, PROCESS.schedule),
+    "sample_shape": lambda v: WHITE.sample(KEY, v),
+    "batch_shape": lambda v: WHITE.prior().expand(v),
+}
+
+
+@pytest.mark.parametrize("value", [2.5, "2", (2, -1), None, (1.5,), PROCESS.schedule])
+@pytest.mark.parametrize("name", NO_SHAPES)
+def test_what_is_no_shape_is_named(name, value):
+    got = "a FixedSchedule" if value is PROCESS.schedule else "a NoneType" if value is None else repr(value)
+    with pytest.raises(
+        ValueError, match=rf"{name} must be a shape, a tuple of integers of at least \d; got {re.escape(got)}\."
+    ):
+        NO_SHAPES[name](value)
+
+
+KEYS = {
+    "Diffusion.sample": lambda key: WHITE.sample(key, (3,)),
+    "Diffusion.sample_trajectory": lambda key: WHITE.sample_trajectory(key, (3,)),
+    "Diffusion.flow": lambda key: WHITE.flow(key),
+    "MarkovChain.sample": lambda key: WHITE.reverse_chain().sample(key),
+    "MarkovChain.sample_end": lambda key: WHITE.reverse_chain().sample_end(key),
+    "prior": lambda key: WHITE.prior().sample(key),
+    "flow": lambda key: WHITE.flow().sample(key),
+    "bound_terms": lambda key: inference.bound_terms(key, WHITE, DATA),
+    "fit_bit_mixture": lambda key: models.fit_bit_mixture(key, np.ones((4, 2)), 2),
+    "RBF": lambda key: models.networks.RBF((2,), (2, 2), 3, key=key),
+    "SigmoidMLP": lambda key: models.networks.SigmoidMLP((2,), (2, 2), 3, key=key),
+    "ResidualMLP": lambda key: models.networks.ResidualMLP((2,), (2, 2), 3, key=key),
+    "PatchTransformer": lambda key: models.networks.PatchTransformer((2, 2), (2, 2), 3, key=key),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_an_integer_and_a_tuple_for_a_key_are_named(name):
+    for key, got in ((7, r"the integer 7\. Use jax\.random\.key\(7\)"), ((3,), "a tuple")):
+        with pytest.raises(ValueError, match=rf"key must be one random key, such as jax.random.key\(0\); got {got}"):
+            KEYS[name](key)
+
+
+SWAPPED = {
+    "process": (lambda: models.GaussianDiffusion(PROCESS.schedule, (2,)), "schedule must be a Schedule; got a tuple."),
+    "bits": (lambda: models.BernoulliDiffusion(BITS.schedule, 2), "schedule must be a Schedule; got a int."),
+    "Diffusion": (
+        lambda: models.Diffusion(PROCESS.step, PROCESS),
+        "process must be a DiffusionProcess; got a BoundMethod.",
+    ),
+    "no kernel": (
+        lambda: models.Diffusion(PROCESS, 3),
+        "reverse must be a parameterisation of a network, or a callable",
+    ),
+    "MarkovChain": (
+        lambda: models.MarkovChain(PROCESS.step, PROCESS.stationary(), first=1, last=3),
+        "initial must be a Distribution; got a BoundMethod.",
+    ),
+    "bound_terms": (lambda: inference.bound_terms(KEY, DATA, MODEL), "diffusion must be a Diffusion; got a ndarray."),
+    "evaluate": (lambda: inference.evaluate(KEY, DATA, MODEL), "diffusion must be a Diffusion; got a ndarray."),
+    "log_likelihood": (
+        lambda: inference.log_likelihood(KEY, DATA, MODEL),
+        "diffusion must be a Diffusion; got a ndarray.",
+    ),
+    "trajectory_log_weight": (
+        lambda: inference.trajectory_log_weight(DATA, MODEL, DATA),
+        "diffusion must be a Diffusion; got a ndarray.",
+    ),
+    "respace": (lambda: models.respace(2, MODEL), "diffusion must be a Diffusion; got a int."),
+    "guided": (lambda: models.guided(2.0, LABELLED), "diffusion must be a Diffusion; got a float."),
+    "sample_path": (
+        lambda: models.sample_path(MODEL, "x"),
+        "name must be a string and diffusion a Diffusion, in this order",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_swapped_arguments_are_named(name):
+    call, message = SWAPPED[name]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()

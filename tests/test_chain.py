@@ -334,7 +334,7 @@ def test_the_program_does_not_grow_with_the_number_of_steps(name):
     ("kwargs", "message"),
     [
         ({"first": 3, "last": 2}, "last must be at least first; got times 3..2."),
-        ({"first": 1, "last": 2, "chunk_size": 0}, "chunk_size must be at least 1; got 0."),
+        ({"first": 1, "last": 2, "chunk_size": 0}, "chunk_size must be an integer of at least 1; got 0."),
     ],
 )
 def test_bad_times_are_named(kwargs, message):

@@ -66,7 +66,7 @@ def test_the_calibration_error_of_a_case_worked_by_hand():
         (lambda c, y: c.accuracy(y + 1.0), "labels must be 20 integers in 0..2"),
         (lambda c, y: c.accuracy(y + 3), "labels must be 20 integers in 0..2"),
         (lambda c, y: c.calibrated(0.0), "temperature must be positive; got 0."),
-        (lambda c, y: c.calibration_error(y, num_bins=0), "num_bins must be at least 1; got 0."),
+        (lambda c, y: c.calibration_error(y, num_bins=0), "num_bins must be an integer of at least 1; got 0."),
         (lambda c, y: inference.classify(KEY, None, np.zeros((1, 2)), [0]), "contexts must be two or more classes"),
         (
             lambda c, y: inference.classify(KEY, None, np.zeros((1, 2)), [0, 1], log_prior=np.zeros(3)),

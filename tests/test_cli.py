@@ -347,7 +347,10 @@ def test_show_says_what_a_model_is(run_folder, capsys):
         (["run", "gray-code", "--density", "rings"], "density must be one of 2spirals, 8gaussians, circles, moons"),
         (["run", "digits", "--density", "moons"], "--density must be left out for digits, which has one density; got"),
         (["run", "digits", "--first-step", "fixed", "--out", "{tmp}/x"], "must be one of quantised; got 'fixed'"),
-        (["run", "heartbeat", "--num-steps", "0", "--out", "{tmp}/x"], "num_steps must be at least 1; got 0"),
+        (
+            ["run", "heartbeat", "--num-steps", "0", "--out", "{tmp}/x"],
+            "num_steps must be an integer of at least 1; got 0",
+        ),
         (["run", "heartbeat", "--steps", "0", "--out", "{tmp}/x"], "--steps must be at least 1; got 0"),
         (["run", "heartbeat", "--resume", "--force", "--out", "{tmp}/x"], "--force starts again; give one of them"),
         (["run", "heartbeat", "--seed", "-1", "--out", "{tmp}/x"], "seed must be at least 0; got -1"),

@@ -71,7 +71,7 @@ def test_generators_are_deterministic_and_advance(draw):
     assert not np.array_equal(first, second)
     with pytest.raises(ValueError, match="rng must be a NumPy Generator or a seed"):
         draw(None, 3)
-    with pytest.raises(ValueError, match="num_data must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="num_data must be an integer of at least 1; got 0"):
         draw(0, 0)
 
 

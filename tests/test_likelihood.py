@@ -575,5 +575,5 @@ def test_bad_requests_are_named(name, x0, kwargs, message):
 def test_a_chunk_holds_at_least_one_step():
     diffusion, x0 = MODELS["gaussian fixed"], jnp.asarray(data_of("gaussian"), float)
     path = diffusion.process.forward(x0).sample(jax.random.key(0))
-    with pytest.raises(ValueError, match=re.escape("chunk_size must be at least 1; got 0.")):
+    with pytest.raises(ValueError, match=re.escape("chunk_size must be an integer of at least 1; got 0.")):
         trajectory_log_weight(diffusion, x0, path, chunk_size=0)

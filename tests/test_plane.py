@@ -117,7 +117,7 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=names):
             call()
-    with pytest.raises(ValueError, match="num_data must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="num_data must be an integer of at least 1; got 0"):
         data.plane(0, "moons", 0)
     with pytest.raises(ValueError, match="rng must be a NumPy Generator or a seed"):
         data.plane(None, "moons", 3)

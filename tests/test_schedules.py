@@ -147,9 +147,9 @@ def test_a_learned_schedule_starts_where_it_is_told_and_holds_its_first_rate():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: erasing(0), "num_steps must be at least 1; got 0."),
-        (lambda: log_snr_linear(-1), "num_steps must be at least 1; got -1."),
-        (lambda: cosine(0), "num_steps must be at least 1; got 0."),
+        (lambda: erasing(0), "num_steps must be an integer of at least 1; got 0."),
+        (lambda: log_snr_linear(-1), "num_steps must be an integer of at least 1; got -1."),
+        (lambda: cosine(0), "num_steps must be an integer of at least 1; got 0."),
         (lambda: FixedSchedule([]), "num_steps must be at least 1: a chain without a step diffuses nothing."),
         (lambda: erasing(3, last_rate=1.5), "last_rate must lie in (0, 1]; got 1.5."),
         (lambda: erasing(3, last_rate=0.0), "last_rate must lie in (0, 1]; got 0."),

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from nedm_ppl.arguments import as_count
+
 
 def as_generator(rng: np.random.Generator | int) -> np.random.Generator:
     """The generator itself, or a fresh one of that seed.
@@ -19,7 +21,6 @@ def as_generator(rng: np.random.Generator | int) -> np.random.Generator:
     )
 
 
-def check_num_data(num_data: int) -> None:
-    """Raise a ValueError where there is nothing to draw."""
-    if num_data < 1:
-        raise ValueError(f"num_data must be at least 1; got {num_data}.")
+def check_num_data(num_data: int) -> int:
+    """The number of data as an integer; a ValueError where there is nothing to draw."""
+    return as_count("num_data", num_data)

@@ -27,6 +27,6 @@ def heartbeat(rng: np.random.Generator | int, num_data: int) -> np.ndarray:
     Raises:
         ValueError: `rng` is neither a generator nor a seed, or num_data < 1.
     """
-    check_num_data(num_data)
+    num_data = check_num_data(num_data)
     phase = as_generator(rng).integers(PERIOD, size=(num_data, 1))
     return (np.arange(NUM_BINS) % PERIOD == phase).astype(np.float32)

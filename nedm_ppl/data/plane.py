@@ -60,7 +60,7 @@ def plane(rng: np.random.Generator | np.random.RandomState | int, name: str, num
         ValueError: an argument outside what is said above.
     """
     check_plane(name)
-    check_num_data(num_data)
+    num_data = check_num_data(num_data)
     # The generators ask for the older interface; on the same bit generator the two share one stream.
     state = rng if isinstance(rng, np.random.RandomState) else np.random.RandomState(as_generator(rng).bit_generator)
     count = max(LEAST_DRAWS, 10 * math.ceil(num_data / 10))

@@ -40,7 +40,7 @@ def swiss_roll(rng: np.random.Generator | int, num_data: int, *, noise: float = 
     Raises:
         ValueError: `rng`, `num_data` or `noise` outside what is said above.
     """
-    check_num_data(num_data)
+    num_data = check_num_data(num_data)
     if not 0.0 <= noise < math.inf:
         raise ValueError(f"noise must be finite and at least 0; got {noise:g}.")
     # scikit-learn asks for the older interface; on the same bit generator the two share one stream.

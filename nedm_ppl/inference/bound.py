@@ -21,7 +21,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import ELBO
 from numpyro.primitives import Messenger
 
-from nedm_ppl.arguments import as_count, check_unmasked
+from nedm_ppl.arguments import as_count, check_key, check_kind, check_unmasked
 from nedm_ppl.inference.divergence import divergence
 from nedm_ppl.models.context import rows_of_context
 from nedm_ppl.models.diffusion import Diffusion
@@ -81,6 +81,8 @@ def bound_terms(
     Raises:
         ValueError: num_times < 1, a share outside (0, 1], or contexts that do not suit the model and the data.
     """
+    check_key(rng_key)
+    check_kind("diffusion", diffusion, Diffusion)
     if not 0.0 < first_step_share <= 1.0:
         raise ValueError(f"first_step_share must lie in (0, 1]; got {first_step_share:g}.")
     num_times = None if num_times is None else as_count("num_times", num_times)
@@ -122,8 +124,8 @@ class TrajectoryBound(ELBO):
     can_infer_discrete = True
 
     def __init__(self, num_times: int | None = 1, num_particles: int = 1, *, first_step_share: float = 1.0):
-        super().__init__(num_particles=num_particles)
-        self.num_times = num_times
+        super().__init__(num_particles=as_count("num_particles", num_particles))
+        self.num_times = None if num_times is None else as_count("num_times", num_times)
         self.first_step_share = first_step_share
 
     def loss(self, rng_key: Array, param_map: dict, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Array:

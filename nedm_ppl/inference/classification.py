@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from nedm_ppl.arguments import check_concrete, check_unmasked
+from nedm_ppl.arguments import as_count, check_concrete, check_unmasked
 from nedm_ppl.inference.likelihood import log_likelihood
 from nedm_ppl.models.diffusion import Diffusion
 
@@ -146,8 +146,7 @@ def calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins: int = NU
     check_unmasked("probs", probs)
     probs = np.asarray(probs, np.float64)
     labels = _checked(labels, probs)
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1; got {num_bins}.")
+    num_bins = as_count("num_bins", num_bins)
     confidence, right = probs.max(axis=-1), np.argmax(probs, axis=-1) == labels
     bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
     gap = np.bincount(bins, right - confidence, minlength=num_bins)

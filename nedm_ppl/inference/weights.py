@@ -32,7 +32,7 @@ from jax import Array
 from numpyro.distributions import Distribution
 from numpyro.distributions.util import sum_rightmost
 
-from nedm_ppl.arguments import check_unmasked
+from nedm_ppl.arguments import as_count, check_kind, check_unmasked
 from nedm_ppl.inference.divergence import unwrap
 from nedm_ppl.models.diffusion import Diffusion
 
@@ -51,6 +51,7 @@ def trajectory_log_weight(diffusion: Diffusion, x0: Array, path: Array, *, chunk
     Returns:
         Exact, in nats, shape (*sample, *batch).
     """
+    check_kind("diffusion", diffusion, Diffusion)
     check_unmasked("x0", x0)
     check_unmasked("path", path)
     last, event_dim = diffusion.num_steps, diffusion.process.event_dim
@@ -172,8 +173,7 @@ def _steps(diffusion: Diffusion, x0: Array, times: Array, earlier: Array, later:
 
 def _chunks(last: int, chunk_size: int) -> Array:
     """Steps 2..T in rows of equal length, no longer than chunk_size; the last row may run beyond T."""
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1; got {chunk_size}.")
+    chunk_size = as_count("chunk_size", chunk_size)
     num_chunks = math.ceil((last - 1) / chunk_size)
     length = math.ceil((last - 1) / num_chunks)
     return 2 + jnp.reshape(jnp.arange(num_chunks * length), (num_chunks, length))

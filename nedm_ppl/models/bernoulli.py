@@ -20,6 +20,7 @@ from jax.scipy.special import entr
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
+from nedm_ppl.arguments import as_shape, check_kind
 from nedm_ppl.models.process import DiffusionProcess
 from nedm_ppl.models.schedules import LearnedSchedule, Schedule
 
@@ -30,21 +31,22 @@ class BernoulliDiffusion(DiffusionProcess):
     r"""The binomial process: data are bits, 0 or 1, held as floats.
 
     Args:
-        event_shape: Shape of one datum.
+        event_shape: Shape of one datum; 3 is (3,).
         schedule: The diffusion rates, fixed: bits have no pathwise gradient from which rates could be learned.
         rate: $\rho$, the probability of a 1 under the stationary law, in (0, 1); the paper takes 0.5, or the data's
             mean activity.
 
     Raises:
-        ValueError: a learned schedule, or `rate` outside (0, 1).
+        ValueError: what is no shape or no schedule, a learned schedule, or `rate` outside (0, 1).
     """
 
     event_shape: tuple[int, ...] = eqx.field(static=True)
     schedule: Schedule
     rate: float = eqx.field(static=True)
 
-    def __init__(self, event_shape: tuple[int, ...], schedule: Schedule, *, rate: float = 0.5):
-        self.event_shape = tuple(event_shape)
+    def __init__(self, event_shape: int | tuple[int, ...], schedule: Schedule, *, rate: float = 0.5):
+        check_kind("schedule", schedule, Schedule)
+        self.event_shape = as_shape("event_shape", event_shape, least=1)
         self.schedule = schedule
         self.rate = float(rate)
 

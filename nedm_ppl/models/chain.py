@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
+from nedm_ppl.arguments import as_count, as_shape, check_key, check_kind
 from nedm_ppl.models.captured import combine, partition
 from nedm_ppl.models.mapped import Mapped, check_expansion
 
@@ -64,10 +65,11 @@ class MarkovChain(Mapped):
         chunk_size: int | None = None,
         validate_args: bool | None = None,
     ):
+        check_kind("initial", initial, Distribution)
+        first, last = as_count("first", first, least=0), as_count("last", last, least=0)
         if last < first:
             raise ValueError(f"last must be at least first; got times {first}..{last}.")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1; got {chunk_size}.")
+        chunk_size = None if chunk_size is None else as_count("chunk_size", chunk_size)
         self.initial, self.first, self.last = initial, first, last
         self.reverse, self.chunk_size = reverse, chunk_size
         # A distribution is a pytree: the kernel's arrays are its leaves, and the code around them is static.
@@ -110,16 +112,18 @@ class MarkovChain(Mapped):
             raise NotImplementedError("This chain's states have no pathwise gradient.")
         return self.sample(key, sample_shape)
 
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
         """Exact draws, shape (*sample_shape, *batch, last - first + 1, *state)."""
+        sample_shape = _checked(key, sample_shape)
         if self.mapped_shape:
             return self.draw_each(lambda chain, key: chain.sample(key, sample_shape), key, sample_shape)
         start, path = self._scan(key, sample_shape, keep=True)
         path = jnp.concatenate([path[::-1], start[None]] if self.reverse else [start[None], path])
         return jnp.moveaxis(path, 0, start.ndim - self.initial.event_dim)
 
-    def sample_end(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample_end(self, key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
         """The state the chain ends in, equal to that of `sample` under the same key, in memory independent of T."""
+        sample_shape = _checked(key, sample_shape)
         if self.mapped_shape:
             return self.draw_each(lambda chain, key: chain.sample_end(key, sample_shape), key, sample_shape)
         return self._scan(key, sample_shape, keep=False)[1]
@@ -173,8 +177,8 @@ class MarkovChain(Mapped):
         Raises:
             ValueError: a shape that the chain's own does not broadcast to.
         """
-        check_expansion(self.batch_shape, batch_shape)
-        if tuple(batch_shape) == self.batch_shape:
+        batch_shape = check_expansion(self.batch_shape, batch_shape)
+        if batch_shape == self.batch_shape:
             return self
         if self.mapped_shape:
             return super().expand(batch_shape)
@@ -191,6 +195,11 @@ class MarkovChain(Mapped):
         size = math.prod(self.initial.event_shape)
         direction = "reverse" if self.reverse else "forward"
         return f"MarkovChain({direction}, times {self.first}..{self.last}, {size} coordinates)"
+
+
+def _checked(key: Array, sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:
+    check_key(key, "key")
+    return as_shape("sample_shape", sample_shape)
 
 
 @eqx.filter_jit

@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from numpyro.contrib.module import eqx_module
 from numpyro.distributions import Distribution, Independent, Normal
 
+from nedm_ppl.arguments import as_count, as_shape, check_key, check_kind
 from nedm_ppl.models.chain import MarkovChain
 from nedm_ppl.models.context import bind, checked, conditionals, num_contexts
 from nedm_ppl.models.discrete import Levels, check_levels, quantise
@@ -70,6 +71,12 @@ class Diffusion(eqx.Module):
         self.levels = own if levels is None else tuple(np.asarray(levels, float).tolist())
 
     def __check_init__(self):
+        check_kind("process", self.process, DiffusionProcess)
+        if not callable(self.reverse):
+            raise ValueError(
+                f"reverse must be a parameterisation of a network, or a callable (t, x) -> Distribution; got a "
+                f"{type(self.reverse).__name__}."
+            )
         if self.first_step not in FIRST_STEPS:
             raise ValueError(f"first_step must be one of {', '.join(FIRST_STEPS)}; got {self.first_step!r}.")
         if isinstance(self.reverse, Parameterisation):
@@ -193,16 +200,20 @@ class Diffusion(eqx.Module):
                     f"{int(np.argmin(np.isfinite(log_prob)))} has other values. Scale the data as the levels were."
                 )
 
-    def sample(self, rng_key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, rng_key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
         r"""Ancestral samples of $x_0$, exact draws from the model; shape (*sample_shape, *event), memory independent of T."""
+        check_key(rng_key)
+        sample_shape = as_shape("sample_shape", sample_shape)
         key_chain, key_first = jax.random.split(rng_key)
         x1 = self.reverse_chain().sample_end(key_chain, sample_shape)
         return _sample_first(self, key_first, x1)
 
-    def sample_trajectory(self, rng_key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample_trajectory(self, rng_key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
         r"""Whole trajectories $x_0..x_T$ of the model; shape (*sample_shape, T + 1, *event), time ascending.
 
         Under the same key, the state at time 0 is `sample`'s."""
+        check_key(rng_key)
+        sample_shape = as_shape("sample_shape", sample_shape)
         key_chain, key_first = jax.random.split(rng_key)
         chain = self.reverse_chain()
         path = chain.sample(key_chain, sample_shape)
@@ -315,7 +326,8 @@ class Diffusion(eqx.Module):
         rows = number or 1 if x0 is None else self._num_rows(x0)
         if number not in (None, rows):
             raise ValueError(f"context must be one for all data or one for each of {rows}; got {number} of them.")
-        num_data = rows if num_data is None else num_data
+        num_data = rows if num_data is None else as_count("num_data", num_data)
+        subsample_size = None if subsample_size is None else as_count("subsample_size", subsample_size)
         if subsample_size is None:
             subsample_size = num_data if x0 is None else rows
         if (x0 is not None or number is not None) and rows not in (num_data, subsample_size):

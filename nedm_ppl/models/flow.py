@@ -54,6 +54,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import validate_sample
 
+from nedm_ppl.arguments import as_count, as_shape, check_key
 from nedm_ppl.models.captured import combine, partition
 from nedm_ppl.models.mapped import Mapped
 
@@ -225,8 +226,10 @@ class DiffusionFlow(Mapped, dist.TransformedDistribution):
         super().__init__(base_distribution, transforms, validate_args=validate_args)
         self.count_axes()
 
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
         """The flow's image of standard normal draws, shape (*sample_shape, *batch, *event)."""
+        check_key(key, "key")
+        sample_shape = as_shape("sample_shape", sample_shape)
         if self.mapped_shape:
             return self.draw_each(lambda flow, key: flow.sample(key, sample_shape), key, sample_shape)
         return super().sample(key, sample_shape)
@@ -283,8 +286,9 @@ def probability_flow(
             f"rng_key must be given for data of more than {EXACT_SIZE} coordinates, whose trace is estimated; got none for "
             f"{size}. The key fixes the probes for good."
         )
-    if num_probes < 1:
-        raise ValueError(f"num_probes must be at least 1; got {num_probes}.")
+    if rng_key is not None:
+        check_key(rng_key)
+    num_probes = as_count("num_probes", num_probes)
     if not (rtol > 0.0 and atol > 0.0):
         raise ValueError(f"rtol and atol must be positive; got {rtol:g} and {atol:g}.")
     probes = None if rng_key is None else jax.random.rademacher(rng_key, (num_probes, *diffusion.event_shape), float)

@@ -18,6 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
+from nedm_ppl.arguments import as_shape, check_kind
 from nedm_ppl.models.process import DiffusionProcess
 from nedm_ppl.models.schedules import Schedule
 
@@ -28,15 +29,19 @@ class GaussianDiffusion(DiffusionProcess):
     r"""The Gaussian process: data are real vectors, shifted and scaled to pooled mean 0 and variance 1.
 
     Args:
-        event_shape: Shape of one datum.
+        event_shape: Shape of one datum; 3 is (3,).
         schedule: The diffusion rates; a learned schedule is allowed here.
+
+    Raises:
+        ValueError: what is no shape, or no schedule.
     """
 
     event_shape: tuple[int, ...] = eqx.field(static=True)
     schedule: Schedule
 
-    def __init__(self, event_shape: tuple[int, ...], schedule: Schedule):
-        self.event_shape = tuple(event_shape)
+    def __init__(self, event_shape: int | tuple[int, ...], schedule: Schedule):
+        check_kind("schedule", schedule, Schedule)
+        self.event_shape = as_shape("event_shape", event_shape, least=1)
         self.schedule = schedule
 
     def stationary(self) -> Distribution:

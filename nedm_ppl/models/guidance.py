@@ -20,6 +20,7 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
+from nedm_ppl.arguments import check_kind
 from nedm_ppl.models.context import Conditional, conditionals
 from nedm_ppl.models.diffusion import Diffusion
 from nedm_ppl.models.reverse import Parameterisation
@@ -60,6 +61,7 @@ def guided(diffusion: Diffusion, weight: float) -> Diffusion:
     Raises:
         ValueError: no conditional network; a batch of contexts in the null's place.
     """
+    check_kind("diffusion", diffusion, Diffusion)
     found = conditionals(diffusion.reverse)
     if not found or not isinstance(diffusion.reverse, Parameterisation):
         raise ValueError("diffusion must have a network that takes a context to be guided; see models.Conditional.")

@@ -15,6 +15,8 @@ import numpy as np
 from jax import Array
 from numpyro.distributions import Distribution
 
+from nedm_ppl.arguments import as_shape
+
 __all__ = ["Mapped", "check_expansion"]
 
 
@@ -62,14 +64,16 @@ class Mapped(Distribution):
         return jax.vmap(score, in_axes=(0, axis), out_axes=axis)(self, value)
 
 
-def check_expansion(batch_shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    """Raise a ValueError of one sentence where a distribution's batch shape does not broadcast to the one it is to have."""
+def check_expansion(batch_shape: tuple[int, ...], wanted: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The batch shape that a distribution is to have; a ValueError of one sentence where its own does not broadcast to it."""
+    wanted = as_shape("batch_shape", wanted)
     try:
-        fits = jnp.broadcast_shapes(tuple(batch_shape), tuple(wanted)) == tuple(wanted)
+        fits = jnp.broadcast_shapes(batch_shape, wanted) == wanted
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(
-            f"batch_shape must be one that the batch shape there is, {tuple(batch_shape)}, broadcasts to; got {tuple(wanted)}. "
+            f"batch_shape must be one that the batch shape there is, {batch_shape}, broadcasts to; got {wanted}. "
             "New axes come first, and those there are stay."
         )
+    return wanted

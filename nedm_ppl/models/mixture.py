@@ -21,6 +21,7 @@ from jax import Array
 from jax.nn import log_sigmoid
 from jax.typing import ArrayLike
 
+from nedm_ppl.arguments import as_count, check_key
 from nedm_ppl.models.bernoulli import BernoulliDiffusion
 
 __all__ = ["BitMixture", "fit_bit_mixture"]
@@ -117,20 +118,19 @@ def fit_bit_mixture(
     Raises:
         ValueError: more components than data, a count below 1, a pseudo-count that is not positive, or data that are no bits.
     """
+    check_key(rng_key)
     shape, rows = np.shape(data), np.asarray(data, jnp.result_type(float))
     if len(shape) < 2 or 0 in shape or not np.all((rows == 0.0) | (rows == 1.0)):
         raise ValueError(
             f"data must be bits, 0 or 1, of shape (N, *event) and not empty; got shape {shape}. Code them."
         )
     rows = np.reshape(rows, (shape[0], -1))
-    for name, value in (("num_epochs", num_epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}.")
-    if not 1 <= num_components <= len(rows):
+    num_epochs, batch_size = as_count("num_epochs", num_epochs), as_count("batch_size", batch_size)
+    if as_count("num_components", num_components) > len(rows):
         raise ValueError(f"num_components must lie in 1..{len(rows)}, the number of data; got {num_components}.")
     if not pseudo_count > 0.0:
         raise ValueError(f"pseudo_count must be positive; got {pseudo_count:g}.")
-    batch_size = min(batch_size, len(rows))
+    num_components, batch_size = int(num_components), min(batch_size, len(rows))
     num_batches = len(rows) // batch_size
     key_start, key_order = jax.random.split(rng_key)
     start = rows[np.asarray(jax.random.choice(key_start, len(rows), (num_components,), replace=False))]

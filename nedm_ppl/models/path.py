@@ -47,6 +47,10 @@ def sample_path(name: str, diffusion: "Diffusion", *, centred: bool = False) -> 
     Raises:
         ValueError: a chain over bits, a first step over grey levels, or a kernel that is not Gaussian, by name.
     """
+    if not (isinstance(name, str) and hasattr(diffusion, "process")):
+        raise ValueError(
+            f"name must be a string and diffusion a Diffusion, in this order; got a {_name(name)} and a {_name(diffusion)}."
+        )
     if diffusion.process.stationary().is_discrete:
         raise ValueError(
             f"diffusion must be of a Gaussian chain for sample_path; got a {_name(diffusion.process)}: {PARTICLES}"

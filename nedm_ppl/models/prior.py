@@ -18,6 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 
+from nedm_ppl.arguments import as_shape, check_key
 from nedm_ppl.models.captured import combine, partition
 from nedm_ppl.models.mapped import Mapped, check_expansion
 
@@ -71,8 +72,10 @@ class DiffusionPrior(Mapped):
     def is_discrete(self) -> bool:
         return self.support.is_discrete
 
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
         """Ancestral samples, exact, shape (*sample_shape, *batch, *event)."""
+        check_key(key, "key")
+        sample_shape = as_shape("sample_shape", sample_shape)
         if self.mapped_shape:
             return self.draw_each(lambda prior, key: prior.sample(key, sample_shape), key, sample_shape)
         return self.diffusion.sample(key, (*sample_shape, *self.batch_shape))
@@ -95,10 +98,10 @@ class DiffusionPrior(Mapped):
         Raises:
             ValueError: a shape that the site's own does not broadcast to.
         """
-        check_expansion(self.batch_shape, batch_shape)
+        batch_shape = check_expansion(self.batch_shape, batch_shape)
         if self.mapped_shape:
             return super().expand(batch_shape)
-        return DiffusionPrior(self.diffusion, batch_shape=tuple(batch_shape))
+        return DiffusionPrior(self.diffusion, batch_shape=batch_shape)
 
     def _batch_of(self, value: Array) -> tuple[int, ...]:
         """The batch axes of a value; a ValueError of one sentence where it is none of this site's."""

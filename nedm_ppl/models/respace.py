@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from nedm_ppl.arguments import as_count, check_kind
 from nedm_ppl.models.diffusion import Diffusion
 from nedm_ppl.models.networks import TimedNetwork
 from nedm_ppl.models.reverse import Network, Prediction
@@ -63,6 +64,8 @@ def respace(diffusion: Diffusion, num_steps: int, *, spacing: str = "index") -> 
     Raises:
         ValueError: a kernel that predicts no $x_0$, a number of steps outside 2..T, or an unknown spacing.
     """
+    check_kind("diffusion", diffusion, Diffusion)
+    num_steps = as_count("num_steps", num_steps)
     reverse, process = diffusion.reverse, diffusion.process
     if not isinstance(reverse, Prediction):
         raise ValueError(

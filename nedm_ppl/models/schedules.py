@@ -21,6 +21,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from nedm_ppl.arguments import as_count
+
 __all__ = [
     "FixedSchedule",
     "LearnedSchedule",
@@ -180,11 +182,6 @@ class LearnedSchedule(Schedule):
         return jnp.cumsum(jnp.concatenate([first, jax.nn.log_sigmoid(-self.logits)]))
 
 
-def _check_num_steps(num_steps: int) -> None:
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1; got {num_steps}.")
-
-
 def erasing(num_steps: int, *, first_rate: float | None = None, last_rate: float = 1.0) -> FixedSchedule:
     r"""The paper's schedule $\beta_t = 1/(T - t + 1)$: every step erases the same share $1/T$ of the original signal.
 
@@ -194,7 +191,7 @@ def erasing(num_steps: int, *, first_rate: float | None = None, last_rate: float
         last_rate: $\beta_T$. With 1, the default, nothing of the signal is left at T. With 1/2 the rates are
             1/linspace(T, 2, T), which leaves about 1/T of the signal's variance to the Gaussian chain.
     """
-    _check_num_steps(num_steps)
+    num_steps = as_count("num_steps", num_steps)
     if not 0.0 < last_rate <= 1.0:
         raise ValueError(f"last_rate must lie in (0, 1]; got {last_rate:g}.")
     betas = 1.0 / np.linspace(num_steps, 1.0 / last_rate, num_steps)
@@ -211,7 +208,7 @@ def log_snr_linear(num_steps: int, *, start: float = math.log(999.0), end: float
     With the default start $\beta_1 = 10^{-3}$. A chain spends equal effort on every octave of noise, which for few
     steps is worth much more than the paper's schedule.
     """
-    _check_num_steps(num_steps)
+    num_steps = as_count("num_steps", num_steps)
     if not end < start:
         raise ValueError(f"log_snr_linear needs end < start; got start {start:g} and end {end:g}.")
     log_snr = np.linspace(start, end, num_steps) if num_steps > 1 else np.array([end])
@@ -225,7 +222,7 @@ def log_snr_logistic(
 
     The steps are densest around `centre` with spread `scale` (nats): put them where the bound is lost.
     """
-    _check_num_steps(num_steps)
+    num_steps = as_count("num_steps", num_steps)
     if not (end < start and scale > 0.0):
         raise ValueError(
             f"log_snr_logistic needs end < start and scale > 0; got start {start:g}, end {end:g}, scale {scale:g}."
@@ -241,7 +238,7 @@ def cosine(num_steps: int, *, offset: float = 0.008) -> FixedSchedule:
 
     Source: Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021, equation 17.
     """
-    _check_num_steps(num_steps)
+    num_steps = as_count("num_steps", num_steps)
     angle = 0.5 * np.pi * (np.arange(num_steps + 1) / num_steps + offset) / (1.0 + offset)
     log_cos = np.log(np.maximum(np.cos(angle), 1e-30))
     return FixedSchedule(np.minimum(-np.expm1(2.0 * np.diff(log_cos)), 0.999))
@@ -265,7 +262,7 @@ def from_losses(schedule: Schedule, losses: ArrayLike, *, num_steps: int | None 
     """
     losses = np.asarray(losses, np.float64)
     last = schedule.num_steps
-    num_steps = last if num_steps is None else num_steps
+    num_steps = last if num_steps is None else as_count("num_steps", num_steps)
     if last < 2 or num_steps < 2:
         raise ValueError(f"from_losses needs at least 2 steps, old and new; got {last} and {num_steps}.")
     if losses.shape != (last - 1,):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from nedm_ppl.arguments import as_count, as_shape, check_key
 from nedm_ppl.models.networks.readout import StepReadout, TimedNetwork
 
 __all__ = ["SigmoidMLP"]
@@ -39,11 +40,14 @@ class SigmoidMLP(TimedNetwork):
         depth: int = 3,
         key: Array,
     ):
+        check_key(key, "key")
+        event_shape, output_shape = as_shape("event_shape", event_shape), as_shape("output_shape", output_shape)
+        num_steps, width, depth = as_count("num_steps", num_steps), as_count("width", width), as_count("depth", depth)
         sizes = [math.prod(event_shape)] + [width] * depth
         keys = jax.random.split(key, depth)
         self.layers = tuple(eqx.nn.Linear(m, n, key=k) for m, n, k in zip(sizes, sizes[1:], keys, strict=False))
         self.readout = StepReadout(width, math.prod(output_shape), num_steps)
-        self.output_shape = tuple(output_shape)
+        self.output_shape = output_shape
 
     @property
     def num_steps(self) -> int:

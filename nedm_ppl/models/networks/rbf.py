@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from nedm_ppl.arguments import as_count, as_shape, check_key
 from nedm_ppl.models.networks.readout import StepReadout, TimedNetwork
 
 __all__ = ["RBF"]
@@ -38,10 +39,13 @@ class RBF(TimedNetwork):
         width: int = 16,
         key: Array,
     ):
+        check_key(key, "key")
+        event_shape, output_shape = as_shape("event_shape", event_shape), as_shape("output_shape", output_shape)
+        num_steps, width = as_count("num_steps", num_steps), as_count("width", width)
         self.centres = jax.random.normal(key, (width, math.prod(event_shape)))
         self.log_scales = jnp.zeros((width,))
         self.readout = StepReadout(width, math.prod(output_shape), num_steps)
-        self.output_shape = tuple(output_shape)
+        self.output_shape = output_shape
 
     @property
     def num_steps(self) -> int:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from nedm_ppl.arguments import as_count, as_shape, check_key
 from nedm_ppl.models.networks.readout import TIME_FEATURES, TimedNetwork, time_features
 
 __all__ = ["ResidualMLP", "zeroed"]
@@ -61,12 +62,15 @@ class ResidualMLP(TimedNetwork):
         depth: int = 3,
         key: Array,
     ):
+        check_key(key, "key")
+        event_shape, output_shape = as_shape("event_shape", event_shape), as_shape("output_shape", output_shape)
+        num_steps, width, depth = as_count("num_steps", num_steps), as_count("width", width), as_count("depth", depth)
         key_in, key_out, *keys = jax.random.split(key, depth + 2)
         self.embed = eqx.nn.Linear(math.prod(event_shape), width, key=key_in)
         self.blocks = tuple(ResidualBlock(width, key=k) for k in keys)
         self.readout = zeroed(eqx.nn.Linear(width, math.prod(output_shape), key=key_out))
         self.num_steps = num_steps
-        self.output_shape = tuple(output_shape)
+        self.output_shape = output_shape
 
     def __call__(self, t: ArrayLike, x: Array, condition: Array | None = None) -> Array:
         features = time_features(t, self.num_steps)

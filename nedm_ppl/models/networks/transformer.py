@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from nedm_ppl.arguments import as_count, as_shape, check_key
 from nedm_ppl.models.networks.readout import TIME_FEATURES, TimedNetwork, time_features
 from nedm_ppl.models.networks.residual import zeroed
 
@@ -94,14 +95,20 @@ class PatchTransformer(TimedNetwork):
         num_heads: int = 4,
         key: Array,
     ):
+        check_key(key, "key")
+        event_shape, output_shape = as_shape("event_shape", event_shape), as_shape("output_shape", output_shape)
+        num_steps, depth = as_count("num_steps", num_steps), as_count("depth", depth)
+        patch, width, num_heads = as_count("patch", patch), as_count("width", width), as_count("num_heads", num_heads)
+        if len(event_shape) not in (2, 3):
+            raise ValueError(f"event_shape must be (height, width) or (height, width, channels); got {event_shape}.")
         rows, columns = event_shape[:2]
         if rows % patch or columns % patch or width % num_heads:
             raise ValueError(
                 f"patch must divide the image and num_heads the width; got patch {patch}, image {event_shape[:2]}, "
                 f"num_heads {num_heads}, width {width}."
             )
-        if tuple(output_shape[:2]) != (rows, columns):
-            raise ValueError(f"output_shape must start with {(rows, columns)}, the image's; got {tuple(output_shape)}.")
+        if output_shape[:2] != (rows, columns):
+            raise ValueError(f"output_shape must start with {(rows, columns)}, the image's; got {output_shape}.")
         key_in, key_position, key_time, key_out, *keys = jax.random.split(key, depth + 4)
         area = patch * patch
         self.embed = eqx.nn.Linear(area * math.prod(event_shape[2:]), width, key=key_in)
@@ -111,7 +118,7 @@ class PatchTransformer(TimedNetwork):
         self.modulation = zeroed(eqx.nn.Linear(width, 2 * width, key=key_out))
         self.readout = zeroed(eqx.nn.Linear(width, area * math.prod(output_shape[2:]), key=key_out))
         self.num_steps, self.patch = num_steps, patch
-        self.output_shape = tuple(output_shape)
+        self.output_shape = output_shape
 
     def __call__(self, t: ArrayLike, x: Array, condition: Array | None = None) -> Array:
         time = self.embed_time(time_features(t, self.num_steps))
