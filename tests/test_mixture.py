@@ -97,7 +97,7 @@ def test_a_model_with_a_mixture_is_saved_and_loaded(tmp_path):
     ("arguments", "message"),
     [
         ({"num_components": 4}, r"num_components must lie in 1\.\.3, the number of data; got 4"),
-        ({"num_components": 0}, r"num_components must lie in 1\.\.3, the number of data; got 0"),
+        ({"num_components": 0}, r"num_components must be an integer of at least 1; got 0"),
         ({"num_components": 2, "num_epochs": 0}, "num_epochs must be an integer of at least 1; got 0"),
         ({"num_components": 2, "batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
         ({"num_components": 2, "pseudo_count": 0.0}, "pseudo_count must be positive; got 0"),
