@@ -41,7 +41,7 @@ from nedm_ppl.models.context import bind, held_by_rows
 from nedm_ppl.models.prior import DiffusionPrior
 from nedm_ppl.models.stacked import stacked
 
-__all__ = ["Composition", "compose", "gibbs_interface", "stacked", "target_of"]
+__all__ = ["Composition", "compose", "gibbs_interface", "is_several", "stacked", "target_of"]
 
 
 class Composition(NamedTuple):
@@ -158,6 +158,11 @@ def _concrete(leaf: Any) -> Any:
     """Ones in the place of an array that is being traced: what a program is to its site is the same for all data."""
     is_number = isinstance(leaf, jax.core.Tracer) and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
     return np.ones(leaf.shape, leaf.dtype) if is_number else leaf
+
+
+def is_several(rng_key: Array) -> bool:
+    """Whether a key is one for each of several chains, as `MCMC(chain_method="vectorized")` passes them."""
+    return jnp.ndim(rng_key) > (0 if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else 1)
 
 
 def gibbs_interface(kernel: str) -> Any:

@@ -19,12 +19,13 @@ from numpyro.distributions import Distribution
 
 from nedm_ppl.inference.conditioned import PointNormal
 from nedm_ppl.inference.proposals import NormalModes
-from nedm_ppl.inference.small_matrices import cholesky, inverse_factor, solve
+from nedm_ppl.inference.small_matrices import cholesky, inverse_factor, positive_part, solve
 
 __all__ = ["MOST_COORDINATES", "Tilted", "modes", "moved"]
 
 MOST_COORDINATES = 16  # for whose Hessians Newton's method is used
 STARTS, STEPS, LINE_STEPS = 4, 12, 6
+LEAST_PRECISION = 0.5  # of a mode in any direction, in units of the law's
 WIDENED = 1.2  # variances of a mode, beyond those of its curvature: tails
 
 
@@ -137,12 +138,9 @@ def _climb(height: Callable[[Array], Array], start: Array, steps: int = STEPS) -
 
     (z, value, _), _ = jax.lax.scan(step, (start, height(start), jnp.asarray(1e-2, start.dtype)), None, steps)
     matrix = curvature(z)
-    # Where the curvature is not that of a maximum (a flat side, a kink), the law's own: 1 in its units.
-    factor = cholesky(matrix)
-    definite = jnp.all(jnp.diagonal(matrix) > 0.0) & (
-        jnp.max(jnp.abs(factor @ factor.T - matrix)) < 1e-2 * jnp.max(jnp.abs(matrix))
-    )
-    return z, value, jnp.where(definite, 0.5 * (matrix + matrix.T), eye)
+    # Where the curvature is not that of a maximum (a flat side, a kink, a ridge), near the law's own, which is 1 in its units.
+    least = LEAST_PRECISION * eye
+    return z, value, positive_part(matrix - least) + least
 
 
 def _inverse(matrix: Array) -> Array:

@@ -16,10 +16,12 @@ may not.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
@@ -28,7 +30,7 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.infer.initialization import init_to_sample
 from numpyro.infer.mcmc import MCMCKernel
 
-from nedm_ppl.inference.composition import Composition, compose, target_of
+from nedm_ppl.inference.composition import Composition, compose, is_several, target_of
 from nedm_ppl.inference.downstream import log_density
 from nedm_ppl.inference.particles import particle_filter
 
@@ -124,6 +126,9 @@ class ParticleMetropolis(MCMCKernel):
         self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple[Any, ...], model_kwargs: Any
     ) -> ParticleMetropolisState:
         """The first other latents, from `init_params` (unconstrained) or the prior, with their evidence."""
+        if is_several(rng_key):
+            one = partial(self.init, num_warmup=num_warmup, model_args=model_args, model_kwargs=model_kwargs)
+            return jax.vmap(lambda key, first: one(key, init_params=first))(rng_key, init_params)
         kwargs = {} if model_kwargs is None else dict(model_kwargs)
         found = compose(
             self._model,
@@ -157,6 +162,8 @@ class ParticleMetropolis(MCMCKernel):
         self, state: ParticleMetropolisState, model_args: tuple[Any, ...], model_kwargs: Any
     ) -> ParticleMetropolisState:
         """One proposal of all other latents together."""
+        if is_several(state.rng_key):
+            return jax.vmap(lambda state: self.sample(state, model_args, model_kwargs))(state)
         found = self._found
         assert found is not None, "init must be called before sample"
         kwargs = {} if model_kwargs is None else dict(model_kwargs)
@@ -201,8 +208,8 @@ class ParticleMetropolis(MCMCKernel):
 
     def get_diagnostics_str(self, state: ParticleMetropolisState) -> str:
         """Step and acceptance probability."""
-        step = math.exp(float(state.adapt_state.log_step))
-        return f"step size {step:.2e}. acc. prob={float(state.mean_accept_prob):.2f}"
+        step = math.exp(float(np.mean(np.asarray(state.adapt_state.log_step))))
+        return f"step size {step:.2e}. acc. prob={float(np.mean(np.asarray(state.mean_accept_prob))):.2f}"
 
     def _estimate(
         self, key: Array, others: dict[str, Array], args: tuple[Any, ...], kwargs: dict[str, Any]

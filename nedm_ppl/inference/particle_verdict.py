@@ -2,8 +2,9 @@ r"""What speaks against a posterior by particles: reasons to doubt its numbers, 
 
 The standard error of an estimate is made of what the filters saw. A filter that misses a mode or a tail of the posterior does not
 know what it missed, and its error is too small. Three things show it more often than not: repeats that disagree by more than
-particles of one good filter can; a step at which next to all weight lay on a few particles; a tail of the last weights so heavy that
-their mean has no error (`pareto`). None of them being there is no proof: what no particle of any repeat came near leaves no trace.
+particles of one good filter can; a step at which next to all weight lay on a few particles; a tail of the last weights so heavy
+that their mean has no error (`pareto`). None of them being there is no proof: what no particle of any repeat came near leaves no
+trace.
 """
 
 import numpy as np

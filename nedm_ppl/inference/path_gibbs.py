@@ -16,6 +16,7 @@ invariant, **exactly**, for any number of particles from 2 on; more particles mi
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.infer.mcmc import MCMCKernel
 
-from nedm_ppl.inference.composition import Composition, compose, gibbs_interface, target_of
+from nedm_ppl.inference.composition import Composition, compose, gibbs_interface, is_several, target_of
 from nedm_ppl.inference.conditional_filter import conditional_filter, conditional_importance
 from nedm_ppl.inference.multiplier import Multiplier
 
@@ -98,6 +99,9 @@ class PathGibbs(MCMCKernel):
         self, rng_key: Array, num_warmup: int, init_params: Any, model_args: tuple[Any, ...], model_kwargs: Any
     ) -> PathGibbsState:
         """The site's first value, from `init_params` or the prior, and the rest of its trajectory from the forward chain."""
+        if is_several(rng_key):
+            one = partial(self.init, num_warmup=num_warmup, model_args=model_args, model_kwargs=model_kwargs)
+            return jax.vmap(lambda key, first: one(key, init_params=first))(rng_key, init_params)
         gibbs = gibbs_interface("PathGibbs")
         kwargs = {} if model_kwargs is None else dict(model_kwargs)
         given = kwargs.pop(gibbs.GIBBS_SITES_KWARG, {})
@@ -118,6 +122,8 @@ class PathGibbs(MCMCKernel):
 
     def sample(self, state: PathGibbsState, model_args: tuple[Any, ...], model_kwargs: Any) -> PathGibbsState:
         """One sweep over the trajectory, given the other blocks' values."""
+        if is_several(state.rng_key):
+            return jax.vmap(lambda state: self.sample(state, model_args, model_kwargs))(state)
         found = self._found
         assert found is not None, "init must be called before sample"
         key, rng_key = jax.random.split(state.rng_key)

@@ -145,31 +145,45 @@ def tabulate(factor: Factorised, seen: Array) -> Tabulated:
     The cells of a line are split where they hold most of r, again and again, and then merged into a few Gaussians.
     """
     num = COMPONENTS if seen.size <= MANY_COORDINATES else FEW_COMPONENTS
-    # So that a cell whose middle misses a narrow peak is still split: logs, of which the nearest to the peak is the largest.
-    at_points = jax.vmap(lambda values: _finite(factor.log_factors(values.reshape(seen.shape)).reshape(-1)), 1, 1)
-    edges = jnp.broadcast_to(jnp.linspace(-REACH, REACH, FIRST_CELLS + 1), (seen.size, FIRST_CELLS + 1))
-    value = at_points(0.5 * (edges[:, 1:] + edges[:, :-1]))
-    for _ in range(LEVELS):
-        left, right = edges[:, :-1], edges[:, 1:]
-        _, worst = jax.lax.top_k(value + _likely(0.5 * (left + right)) + 2.0 * jnp.log(right - left), MORE_CELLS)
-        low, high = (jnp.take_along_axis(side, worst, axis=1) for side in (left, right))
-        middle = 0.5 * (low + high)
-        halves = at_points(jnp.concatenate([0.5 * (low + middle), 0.5 * (middle + high)], axis=1))
-        value = jnp.concatenate(
-            [
-                jax.vmap(lambda v, i, new: v.at[i].set(new))(value, worst, halves[:, :MORE_CELLS]),
-                halves[:, MORE_CELLS:],
-            ],
-            axis=1,
-        )
-        ends = jnp.concatenate([jax.vmap(lambda v, i, new: v.at[i].set(new))(right, worst, middle), high], axis=1)
-        starts = jnp.concatenate([left, middle], axis=1)
-        order = jnp.argsort(starts, axis=1)
-        value, starts, ends = (jnp.take_along_axis(part, order, axis=1) for part in (value, starts, ends))
-        edges = jnp.concatenate([starts, ends[:, -1:]], axis=1)
-    weights, loc, scale = jax.vmap(lambda edges, value: _merged(edges, value, num))(edges, value)
-    shape = (*seen.shape, num)
-    return Tabulated(factor, weights.reshape(shape), loc.reshape(shape), scale.reshape(shape), seen)
+    tables = jax.jit(lambda factor: _tables(factor, seen.shape, num))(factor)
+    log_weights, loc, scale = (table.reshape(*seen.shape, num) for table in tables)
+    return Tabulated(factor, log_weights, loc, scale, seen)
+
+
+def _tables(factor: Factorised, shape: tuple[int, ...], num: int) -> tuple[Array, Array, Array]:
+    """Log weights, means and standard deviations for every coordinate, shape (coordinates, num)."""
+    size, total = math.prod(shape), FIRST_CELLS + LEVELS * MORE_CELLS
+
+    def at(points: Array) -> Array:
+        """log r_i in the middles of cells, shape (coordinates, cells)."""
+        return jax.vmap(lambda x: _finite(factor.log_factors(x.reshape(shape)).reshape(-1)), 1, 1)(points)
+
+    edges = jnp.linspace(-REACH, REACH, FIRST_CELLS + 1)
+    room = ((0, 0), (0, total - FIRST_CELLS))
+    low, high = (
+        jnp.pad(jnp.broadcast_to(side, (size, FIRST_CELLS)), room, constant_values=REACH)
+        for side in (edges[:-1], edges[1:])
+    )
+    value = jnp.pad(at(0.5 * (low + high)[:, :FIRST_CELLS]), room, constant_values=-jnp.inf)
+
+    def split(level: Array, cells: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        low, high, value = cells
+        width, middle = high - low, 0.5 * (low + high)
+        # So that a cell whose middle misses a narrow peak is still split: logs, of which the nearest to the peak is the largest.
+        score = jnp.where(width > 0.0, value + _likely(middle) + 2.0 * jnp.log(width), -jnp.inf)
+        _, worst = jax.lax.top_k(score, MORE_CELLS)
+        rows, place = jnp.arange(size)[:, None], FIRST_CELLS + level * MORE_CELLS
+        left, right, between = low[rows, worst], high[rows, worst], middle[rows, worst]
+        halves = at(jnp.concatenate([0.5 * (left + between), 0.5 * (between + right)], axis=1))
+        high = jax.lax.dynamic_update_slice(high.at[rows, worst].set(between), right, (0, place))
+        low = jax.lax.dynamic_update_slice(low, between, (0, place))
+        value = value.at[rows, worst].set(halves[:, :MORE_CELLS])
+        return low, high, jax.lax.dynamic_update_slice(value, halves[:, MORE_CELLS:], (0, place))
+
+    low, high, value = jax.lax.fori_loop(0, LEVELS, split, (low, high, value))
+    order = jnp.argsort(low, axis=1)
+    low, high, value = (jnp.take_along_axis(part, order, axis=1) for part in (low, high, value))
+    return jax.vmap(lambda low, high, value: _merged(low, high, value, num))(low, high, value)
 
 
 def _likely(x: Array) -> Array:
@@ -181,9 +195,9 @@ def _finite(values: Array) -> Array:
     return jnp.maximum(jnp.where(jnp.isnan(values), LOWEST, values), LOWEST)
 
 
-def _merged(edges: Array, value: Array, num: int) -> tuple[Array, Array, Array]:
+def _merged(low: Array, high: Array, value: Array, num: int) -> tuple[Array, Array, Array]:
     """Cells of a line as a few Gaussians: log weights, means, standard deviations."""
-    width, middle = edges[1:] - edges[:-1], 0.5 * (edges[1:] + edges[:-1])
+    width, middle = high - low, 0.5 * (low + high)
     mass = value + jnp.log(width)
     # By the root of the mass, so that tails have components too.
     share = jnp.cumsum(jax.nn.softmax(0.5 * value + _likely(middle) + jnp.log(width)))
