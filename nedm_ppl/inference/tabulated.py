@@ -145,7 +145,7 @@ def tabulate(factor: Factorised, seen: Array) -> Tabulated:
     The cells of a line are split where they hold most of r, again and again, and then merged into a few Gaussians.
     """
     num = COMPONENTS if seen.size <= MANY_COORDINATES else FEW_COMPONENTS
-    tables = jax.jit(lambda factor: _tables(factor, seen.shape, num))(factor)
+    tables = jax.jit(lambda: _tables(factor, seen.shape, num))()
     log_weights, loc, scale = (table.reshape(*seen.shape, num) for table in tables)
     return Tabulated(factor, log_weights, loc, scale, seen)
 
