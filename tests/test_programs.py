@@ -72,7 +72,6 @@ PROGRAMS = {
     "in small units": (1, 4, *normal(lambda x: 9e-5 * jnp.tanh(x), 2e-5, [5e-5])),
     "nearly affine": (1, 4, *normal(lambda x: x + 0.005 * x**3, 0.3, [2.0])),
     "coins": (1, 6, coins, (jnp.arange(100) < 80).astype(float)),
-    "counts": (1, 6, lambda x: dist.Poisson(jnp.exp(x)).expand([20]).to_event(1), jnp.arange(20) % 4),
     "heavy tails": (1, 4, lambda x: dist.StudentT(2.0, x, 0.1).to_event(1), jnp.array([2.5])),
     "saturating": (2, 10, *normal(jnp.tanh, 0.1, np.tanh([0.5, -1.0]))),
     "masked": (
@@ -81,16 +80,7 @@ PROGRAMS = {
         lambda x: dist.Normal(x, 0.5).mask(jnp.array([True, False])).to_event(1),
         jnp.array([0.9, jnp.nan]),
     ),
-    "mixed": (
-        2,
-        4,
-        lambda x: dist.MixtureGeneral(
-            dist.Categorical(probs=jnp.array([0.8, 0.2])), [dist.Normal(x, 0.2), dist.Cauchy(0.0, 1.0).expand([2])]
-        ).to_event(1),
-        jnp.array([0.9, -0.4]),
-    ),
     "a product": (2, 4, lambda x: dist.Normal(x[0] * x[1], 0.5), jnp.array(1.0)),
-    "a norm": (2, 4, lambda x: dist.Normal(jnp.hypot(x[0], x[1]), 0.2), jnp.array(1.5)),
 }
 
 
@@ -154,14 +144,14 @@ def test_a_function_is_as_well_served_as_a_program():
     assert posterior.log_evidence.se < 0.02
 
 
-@pytest.mark.parametrize("name", ["clipped", "gated noise", "coins", "masked", "a norm"])
+@pytest.mark.parametrize("name", ["clipped", "masked"])
 def test_path_gibbs_against_quadrature(name):
     dim, num_steps, law, y = PROGRAMS[name]
     _, mean = quadrature(lambda x: law(x).log_prob(y), dim)
     mcmc = MCMC(
         PathGibbs(program_of(white(dim, num_steps), law, y)),
-        num_warmup=50,
-        num_samples=500,
+        num_warmup=20,
+        num_samples=200,
         num_chains=8,
         chain_method="vectorized",
         progress_bar=False,
@@ -186,8 +176,8 @@ def test_particle_metropolis_against_quadrature():
     joint = -0.5 * (residual**2).sum(0) / 0.09 - 0.5 * (slopes - 1.0) ** 2 / 0.25 - 0.5 * axis**2
     weights = np.exp(joint - joint.max())
     truth = np.array([(weights * slopes).sum(), (weights * axis).sum()]) / weights.sum()
-    kernel = ParticleMetropolis(program, num_particles=50)
-    mcmc = MCMC(kernel, num_warmup=300, num_samples=2000, num_chains=8, chain_method="vectorized", progress_bar=False)
+    kernel = ParticleMetropolis(program, num_particles=20)
+    mcmc = MCMC(kernel, num_warmup=200, num_samples=1000, num_chains=8, chain_method="vectorized", progress_bar=False)
     mcmc.run(jax.random.key(0))
     samples = mcmc.get_samples(group_by_chain=True)
     by_chain = np.stack([np.asarray(samples["slope"]).mean(1), np.asarray(samples["x"])[..., 0].mean(1)], -1)
@@ -217,8 +207,8 @@ def test_rows_of_a_plate_that_a_factor_ties_together():
         precision += 4.0 * np.outer(difference, difference)
     truth = np.linalg.solve(precision, np.asarray(second))
     np.testing.assert_allclose(truth, [0.43, 0.14, 0.43], atol=0.005)
-    kernel = PathGibbs(program, num_particles=32)
-    mcmc = MCMC(kernel, num_warmup=100, num_samples=500, num_chains=8, chain_method="vectorized", progress_bar=False)
+    kernel = PathGibbs(program, num_particles=4)
+    mcmc = MCMC(kernel, num_warmup=20, num_samples=100, num_chains=8, chain_method="vectorized", progress_bar=False)
     mcmc.run(jax.random.key(0))
     mean, se = by_chains(mcmc)
     assert_close(mean[:, 1], se[:, 1], truth)
@@ -243,15 +233,15 @@ def test_two_coupled_rows_of_a_network_with_two_outputs():
 
     mcmc = MCMC(
         PathGibbs(program),
-        num_warmup=100,
-        num_samples=1000,
+        num_warmup=50,
+        num_samples=500,
         num_chains=8,
         chain_method="vectorized",
         progress_bar=False,
     )
     mcmc.run(jax.random.key(0))
     mean, se = by_chains(mcmc)
-    assert_close(mean, se + 0.01, np.array([[1.42, 0.34], [1.14, 1.98]]))
+    assert_close(mean, se + 0.003, np.array([[1.42, 0.34], [1.14, 1.98]]))
 
 
 @pytest.mark.parametrize("rows", [129, 200])
@@ -293,7 +283,7 @@ LINEAR = """
         assert abs(posterior.log_evidence.mean - log_z) <= 4.5 * posterior.log_evidence.se + 1e-4 * abs(log_z), log_z
         assert np.all(np.abs(posterior.mean.mean - mean) <= 4.5 * posterior.mean.se + 1e-3), mean
 
-    for dim, rows in [(2, 60), (16, 1), (16, 12), (16, 1000)]:
+    for dim, rows in [(16, 12), (16, 1000)]:
         process = models.GaussianDiffusion((dim,), models.schedules.log_snr_linear(4))
         diffusion = models.Diffusion(process, process.step)
         rng = np.random.default_rng(rows)
@@ -470,8 +460,8 @@ def test_one_more_latent_that_changes_what_a_site_is():
     truth = [(weights * bends).sum() / weights.sum(), (weights * axis).sum() / weights.sum()]
     mcmc = MCMC(
         gibbs.Gibbs([(PathGibbs(program), ["x"]), (NUTS(program), None)]),
-        num_warmup=200,
-        num_samples=1500,
+        num_warmup=100,
+        num_samples=500,
         num_chains=8,
         chain_method=jax.vmap,
         progress_bar=False,
