@@ -1,4 +1,4 @@
-"""What the whole suite shares: its failure rate, its statistics, and the float64 context.
+"""What the whole suite shares: its failure rate, its statistics, the float64 context, and what was compiled before.
 
 Every statistical test runs under a fixed key. Were the keys redrawn, the chance that a right package fails any of at most
 `NUM_COMPARISONS` comparisons (of numbers, not of arrays) is at most `FAILURE_RATE` (Bonferroni). Four standard errors are
@@ -6,8 +6,10 @@ that level for a normal mean.
 """
 
 import gc
+import hashlib
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 # Tests compile much and compute little: spend less on optimising what is compiled. Set before JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
@@ -15,6 +17,22 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 )
 if version("jaxlib").startswith("0.10."):  # halves the time to compile; jaxlib 0.12 stops at the name of this flag
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+
+def compiled() -> Path:
+    """A folder outside the clone for what is compiled: programs for this processor by this JAX, since others cannot run them."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    processor = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    name = hashlib.sha256(repr((sorted(set(processor)), os.environ["XLA_FLAGS"])).encode()).hexdigest()[:16]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "nedm_ppl" / f"compiled-{version('jaxlib')}-{name}"
+
+
+# Workers, and the processes that tests start, share what each compiles; the next run finds it. To run without: an empty string.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled()))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 gc.set_threshold(100_000, 50, 100)  # tracing makes many small objects, and few cycles
 
 import jax
