@@ -406,7 +406,7 @@ def test_a_program_of_flipped_bits_is_its_multiplier(enumerated):
     np.testing.assert_allclose(traced.log_evidence.mean, direct.log_evidence.mean, rtol=1e-5)
 
 
-def test_the_report(capsys):
+def test_the_report(capsys, tmp_path):
     posterior = ParticlePosterior(MODEL, OBSERVED, num_particles=50, num_repeats=2)
     with pytest.raises(RuntimeError, match="call run"):
         posterior.get_samples()
@@ -417,6 +417,8 @@ def test_the_report(capsys):
     data = posterior.to_arviz()
     assert data["posterior"]["x"].shape == (1, 100, DIM)
     assert data["particles"]["ess"].dims == ("repeat", "time")
+    assert str(data["particles"]["doubts"].values) == "; ".join(posterior.doubts)
+    data.to_netcdf(tmp_path / "posterior.nc")
     np.testing.assert_allclose(np.exp(posterior.log_weights).sum(), 1.0, rtol=1e-6)
     single = ParticlePosterior(MODEL, OBSERVED, num_particles=50, num_repeats=1)
     single.run(jax.random.key(0))

@@ -308,7 +308,8 @@ def posterior_to_arviz(posterior: ParticlePosterior) -> Any:
 
         - `posterior`: equally weighted draws under the site's name, dimensions (chain, draw, ...), one chain. The repeats are
           pooled by their evidences, so they are no chains, and r-hat means nothing here;
-        - `particles`: `log_weight` (repeat, particle), `ess` and `num_ancestors` (repeat, time), `log_evidence` (repeat,).
+        - `particles`: `log_weight` (repeat, particle), `ess` and `num_ancestors` (repeat, time), `log_evidence` (repeat,), and
+          `doubts`, a text, empty where nothing speaks against the numbers.
 
         Of a batch everything has a dimension `observation`, after (chain, draw) and before all others.
     """
@@ -338,6 +339,10 @@ def posterior_to_arviz(posterior: ParticlePosterior) -> Any:
         "log_evidence": (("repeat",), particles.log_evidence, _described("log Z of one repeat", unbiased, "nats")),
     }
     values = {name: ((*lead, *dims), np.asarray(value), attrs) for name, (dims, value, attrs) in by_repeat.items()}
+    verdicts = posterior.doubts if lead else (posterior.doubts,)
+    said = np.asarray(["; ".join(reasons) for reasons in verdicts])
+    said_of = _described("reasons to doubt these numbers", "a verdict; no reason is no proof")
+    values["doubts"] = (lead, said.reshape(np.shape(particles.log_evidence)[:-1]), said_of)
     return _container({"posterior": _dataset(sample), "particles": _dataset(values)})
 
 
