@@ -1,0 +1,49 @@
+"""What a particle filter says of itself, by hand and from its own states."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nedm_ppl import inference, models
+from nedm_ppl.inference.particles import effective_sample_size, multinomial, particle_filter, systematic
+
+PROCESS = models.GaussianDiffusion((1,), models.schedules.log_snr_linear(5))
+MODEL = models.Diffusion(PROCESS, PROCESS.step)
+SHARP = inference.multiply(MODEL, inference.NormalObservation(jnp.array([2.0]), 0.1), along="power")
+
+
+def test_the_effective_size_of_three_weights():
+    np.testing.assert_allclose(effective_sample_size(jnp.log(jnp.array([1.0, 2.0, 5.0]))), 64.0 / 30.0, rtol=1e-6)
+    assert effective_sample_size(jnp.full(4, -jnp.inf)) == 0.0
+
+
+def test_systematic_copies_are_within_one_of_what_the_weights_ask_for():
+    weights = jax.random.dirichlet(jax.random.key(0), jnp.full(50, 0.3))
+    draw = jax.vmap(lambda key: jnp.bincount(systematic(key, weights), length=50))
+    copies = np.asarray(draw(jax.random.split(jax.random.key(1), 200)))
+    assert np.all(np.abs(copies - 50.0 * np.asarray(weights)) < 1.0 + 1e-3)
+    free = np.asarray(jnp.bincount(multinomial(jax.random.key(2), weights), length=50))
+    assert np.any(np.abs(free - 50.0 * np.asarray(weights)) > 1.0)  # the control
+
+
+def test_the_reports_run_from_the_data_to_the_noise():
+    found = particle_filter(jax.random.key(0), SHARP, 32, threshold=1.0)
+    ancestors, weights = np.asarray(found.num_ancestors), np.exp(np.asarray(found.log_weights, np.float64))
+    assert ancestors[-1] == 32 and ancestors[0] < 32 and np.all(np.diff(ancestors) >= 0)
+    assert len(np.unique(np.diff(ancestors))) > 1
+    np.testing.assert_allclose(found.ess[0], 1.0 / np.sum(weights**2), rtol=1e-4)
+    np.testing.assert_allclose(found.log_evidence_steps[0], found.log_evidence, rtol=1e-6)
+    np.testing.assert_allclose(found.log_evidence_steps[-1], 0.0, atol=1e-6)  # r to the power 0 at T
+    np.testing.assert_allclose(found.ess[-1], 32.0, rtol=1e-5)
+
+
+def test_every_resampling_has_a_key_of_its_own():
+    keys = []
+
+    def noted(key, weights):
+        keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+        return systematic(key, weights)
+
+    with jax.disable_jit():
+        particle_filter(jax.random.key(0), SHARP, 3, resampling=noted, threshold=1.0)
+    assert len(keys) >= 3 and len(set(keys)) == len(keys)

@@ -1,0 +1,89 @@
+"""Chains multiplied by r: where the model's prediction is the truth, so is every step; and r to a power is that power."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nedm_ppl import inference, models
+from nedm_ppl.inference import multiply
+from nedm_ppl.inference.proposals import log_density
+
+NORMAL = inference.NormalObservation(jnp.array([0.9, jnp.nan, -0.4]), jnp.array([0.5, 1.0, 0.2]))
+LINEAR = inference.LinearObservation(
+    jnp.array([0.5, -1.0]),
+    jnp.array([[1.0, -0.5, 0.3], [0.0, 2.0, 1.0]]),
+    covariance=jnp.array([[0.5, 0.2], [0.2, 0.4]]),
+)
+CHANNEL = inference.BernoulliObservation(jnp.array([1.0, jnp.nan, 0.0]), 0.2)
+
+
+def noise(family: str) -> models.Diffusion:
+    """A model whose data are its own noise: what it predicts of x_0 is exact."""
+    if family == "bits":
+        process = models.BernoulliDiffusion((3,), models.schedules.erasing(5, last_rate=0.5), rate=0.3)
+    else:
+        process = models.GaussianDiffusion((3,), models.schedules.log_snr_linear(5, start=3.0, end=-1.0))
+    return models.Diffusion(process, process.step)
+
+
+def states(family: str, seed: int) -> jax.Array:
+    key = jax.random.key(seed)
+    return jax.random.bernoulli(key, 0.4, (6, 3)).astype(float) if family == "bits" else jax.random.normal(key, (6, 3))
+
+
+EXACT = {
+    "normal": ("reals", NORMAL, {}),
+    "linear": ("reals", LINEAR, {}),
+    "linear, jacobian": ("reals", LINEAR, {"covariance": "jacobian"}),
+    "both": ("reals", NORMAL * LINEAR, {}),
+    "two looks": ("reals", NORMAL * inference.NormalObservation(jnp.zeros(3), 0.7), {}),
+    "channel": ("bits", CHANNEL, {}),
+    "bits through noise": ("bits", NORMAL * CHANNEL, {}),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_lookahead_from_an_exact_prediction_leaves_the_weights_alone(name, x64):
+    """p(x_{t-1} | x_t) r_{t-1}(x_{t-1}) = proposal r_t(x_t) at every pair of states, down to r itself at t = 0."""
+    family, r, options = EXACT[name]
+    target = multiply(noise(family), r, along="lookahead", **options)
+    later, earlier = states(family, 0), states(family, 1)
+    for t in range(target.num_steps, 0, -1):
+        look = target.look(t, later) if t > 1 else target.look_first(later)
+        before = target.log_r(t - 1, earlier) if t > 1 else jax.vmap(target.r.log_r)(earlier)
+        change = log_density(look.law, earlier) - look.proposal.log_prob(earlier) + before - look.log_r
+        np.testing.assert_allclose(change, 0.0, atol=1e-5)
+
+
+POWERS = {
+    "normal": ("reals", NORMAL),
+    "linear": ("reals", LINEAR),
+    "channel": ("bits", CHANNEL),
+    "a function of bits": ("bits", inference.Function(lambda x: x @ jnp.array([1.0, -2.0, 0.5]))),
+}
+
+
+@pytest.mark.parametrize("name", POWERS)
+def test_along_power_every_step_is_multiplied_by_its_own_power(name, x64):
+    family, r = POWERS[name]
+    target = multiply(noise(family), r, along="power")
+    last, x = target.num_steps, states(family, 0)
+    here, there = states(family, 1), states(family, 2)
+    log_r = jax.vmap(r.log_r)
+    for t in range(last, 1, -1):
+        look = target.look(t, x)
+        np.testing.assert_allclose(look.log_r, (last - t) / last * log_r(x), rtol=1e-6)
+        wanted = look.law.log_prob(here) - look.law.log_prob(there)
+        wanted += (last - t + 1) / last * (log_r(here) - log_r(there))
+        np.testing.assert_allclose(look.proposal.log_prob(here) - look.proposal.log_prob(there), wanted, atol=1e-6)
+
+
+def test_known_coordinates_walk_the_forward_chain_from_their_values():
+    diffusion, known = noise("reals"), inference.Known(jnp.array([jnp.nan, 2.0, jnp.nan]))
+    target = multiply(diffusion, known, along="forward")
+    law = diffusion.process.marginal(target.num_steps, jnp.full(3, 2.0))
+    start = target.initial()
+    at = jnp.array([0.3, -0.2, 0.8])
+    by_coordinate = diffusion.process.stationary().base_dist.log_prob(at).at[1].set(law.base_dist.log_prob(at)[1])
+    np.testing.assert_allclose(start.log_prob(at), by_coordinate.sum(), rtol=1e-6)
