@@ -17,7 +17,9 @@ from nedm_ppl.models.schedules import (
     cosine,
     erasing,
     from_alpha_bar,
+    from_losses,
     log_snr_linear,
+    log_snr_logistic,
 )
 
 FIXED = {
@@ -26,6 +28,7 @@ FIXED = {
     "erasing, last rate": lambda n: erasing(n, last_rate=0.5),
     "log_snr_linear": log_snr_linear,
     "cosine": cosine,
+    "log_snr_logistic": log_snr_logistic,
     "from_alpha_bar": lambda n: from_alpha_bar(1.0 - np.arange(1, n + 1) / (n + 1)),
 }
 LONG = 4000
@@ -111,6 +114,29 @@ def test_log_snr_falls_linearly(num_steps):
 
 def test_log_snr_linear_of_one_step_ends_where_it_should():
     np.testing.assert_allclose(log_snr_linear(1, end=-2.0).log_snr, [-2.0], rtol=1e-6)
+
+
+def test_log_snr_logistic_is_a_quantile_function(x64):
+    schedule = log_snr_logistic(9, start=5.0, end=-4.0, centre=2.0, scale=1.5)
+    share = 1.0 / (1.0 + np.exp(-(np.asarray(schedule.log_snr) - 2.0) / 1.5))
+    np.testing.assert_allclose(np.diff(share), (share[-1] - share[0]) / 8, rtol=1e-9)
+    np.testing.assert_allclose(schedule.log_snr[jnp.array([0, -1])], [5.0, -4.0], rtol=1e-9)
+
+
+def test_steps_from_losses_lose_equally_much(x64):
+    """Losses are spread over the log-SNR they were lost on; what is below zero counts as nothing."""
+    old = log_snr_linear(5, start=4.0, end=-4.0)  # at log-SNR 4, 2, 0, -2, -4
+    new = from_losses(old, np.array([1.0, 6.0, -5.0, 1.0]), num_steps=6)
+    lost = 8.0 / 5.0 * np.arange(1, 5)  # before every new step; all between the first unit and the seventh
+    np.testing.assert_allclose(new.log_snr, [4.0, *(2.0 - (lost - 1.0) / 3.0), -4.0], atol=1e-6)
+    np.testing.assert_allclose(new.rates[0], old.rates[0], rtol=1e-12)
+    np.testing.assert_allclose(new.alpha_bar[-1], old.alpha_bar[-1], rtol=1e-9)
+
+
+def test_steps_from_losses_where_nothing_is_left(x64):
+    """Even losses over an erasing chain: the signal left is spread as it was."""
+    new = from_losses(erasing(5), np.array([2.0, 2.0, 2.0, 2.0]), num_steps=3)
+    np.testing.assert_allclose(new.alpha_bar, [1.0, 0.8, 0.4, 0.0], atol=1e-12)
 
 
 def test_cosine_is_its_formula_until_the_rate_is_capped():

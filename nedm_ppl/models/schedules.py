@@ -294,4 +294,5 @@ def from_alpha_bar(alpha_bar: np.ndarray, *, one_minus: np.ndarray | None = None
     alpha_bar = np.asarray(alpha_bar, np.float64)
     one_minus = 1.0 - alpha_bar if one_minus is None else np.asarray(one_minus, np.float64)
     before, one_minus_before = np.append(1.0, alpha_bar[:-1]), np.append(0.0, one_minus[:-1])
-    return FixedSchedule((one_minus - one_minus_before) / before)
+    # A step that erases everything does so exactly: the quotient would be 1 up to rounding, and a rate above 1 is none.
+    return FixedSchedule(np.where(alpha_bar == 0.0, 1.0, (one_minus - one_minus_before) / before))
