@@ -33,6 +33,12 @@ def test_subsampled_and_full_evaluation_have_one_mean():
     assert_same_mean(full.total, drawn.total)
 
 
+def test_every_batch_has_noise_of_its_own():
+    """A mean does not see it: data alike, four to a batch, and no two terms alike."""
+    terms = inference.evaluate(KEY, model(), np.tile([[0.5, -1.0]], (12, 1)), batch_size=4)
+    assert len(np.unique(terms.total)) == 12
+
+
 def test_an_estimate_is_a_mean_with_its_standard_error_in_any_unit():
     values = np.random.default_rng(0).standard_normal(100)
     value = inference.estimate(values)

@@ -457,6 +457,14 @@ def test_a_target_is_reached_for_every_datum(random_truth):
     assert "neither unbiased nor a bound" in result.label
 
 
+def test_no_two_data_and_no_two_rounds_share_a_trajectory():
+    """Data alike: every trajectory weighs differently, and those of later rounds are not the first ones again."""
+    diffusion, x0 = MODELS["gaussian fixed"], np.tile(data_of("gaussian fixed")[:1], (3, 1))
+    with pytest.warns(inference.TargetNotReachedWarning):
+        result = log_likelihood(jax.random.key(0), diffusion, x0, num_particles=2, target_se=1e-6, max_particles=8)
+    assert result.log_weights.shape == (8, 3) and len(np.unique(result.log_weights)) == 24
+
+
 def test_a_target_beyond_the_cap_returns_what_there_is_and_says_so():
     message = "target_se 1e-06 was not reached for 4 of 4 data by 100 trajectories; their largest standard error is"
     with pytest.warns(inference.TargetNotReachedWarning, match=re.escape(message)):

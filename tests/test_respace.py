@@ -76,6 +76,17 @@ def test_exact_kernels_stay_exact_over_longer_steps(spacing):
         np.testing.assert_allclose(weights, jnp.broadcast_to(noise.log_prob(x0).sum(-1), (16, 1)), rtol=1e-4)
 
 
+def test_spacing_by_log_snr_is_even_in_it(x64):
+    """Of a chain that spends most of its steps at high signal, the coarse one takes few of those."""
+    process = models.GaussianDiffusion((1,), models.schedules.log_snr_logistic(200, start=9.0, end=-5.0, centre=6.0))
+    silent = models.Diffusion(process, models.VelocityPrediction(lambda t, x: jnp.zeros((2, 1))), first_step="learned")
+    coarse, by_index = (respace(silent, 8, spacing=spacing).process.schedule for spacing in ("log_snr", "index"))
+    even, uneven = (np.abs(np.diff(schedule.log_snr)) for schedule in (coarse, by_index))
+    assert even.max() < 2.0 * even.min() and uneven.max() > 4.0 * uneven.min()
+    times = np.asarray(respace(silent, 8).reverse.network.times)
+    np.testing.assert_array_equal(times, np.round(np.linspace(1, 200, 8)))
+
+
 @pytest.mark.central
 def test_a_respaced_model_is_saved_and_loaded_and_respaced_again(tmp_path):
     coarse = respace(DIFFUSIONS["levels"](), 6)

@@ -97,6 +97,21 @@ def test_batches_hold_all_data():
     assert np.all(np.isfinite(result.upper))
 
 
+def test_no_two_batches_hold_the_same_data():
+    process = models.GaussianDiffusion((2,), log_snr_linear(3))
+    result = inference.sandwich(
+        jax.random.key(4), models.Diffusion(process, process.step), 12, num_particles=1, batch_size=4
+    )
+    assert len(np.unique(result.x0, axis=0)) == 12
+
+
+def test_the_gap_is_paired_by_datum():
+    lower = np.array([-3.0, -1.0, -7.0])
+    result = inference.Sandwich(np.zeros((3, 1)), lower, lower + [0.1, 0.3, 0.2], 4)
+    assert result.gap.mean == pytest.approx(0.2) and result.gap.se == pytest.approx(0.1 / np.sqrt(3.0))
+    assert result.lower_mean.se == pytest.approx(lower.std(ddof=1) / np.sqrt(3.0))
+
+
 @pytest.mark.central
 def test_to_arviz():
     result = inference.sandwich(jax.random.key(5), BITS, 12, num_particles=4)

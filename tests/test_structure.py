@@ -45,6 +45,15 @@ CASES = {
     "convolved": (lambda x: jnp.convolve(x, jnp.ones(2), "valid"), ["many"] * 3, True),
     "by a loop": (lambda x: jax.lax.while_loop(lambda c: c.sum() < 3.0, lambda c: c + 1.0, x), ["many"] * 4, False),
     "sorted": (jnp.sort, ["many"] * 4, False),
+    "divided by x": (lambda x: 1.0 / x, [0, 1, 2, 3], False),
+    "multiplied up": (jnp.cumprod, [0, "many", "many", "many"], False),
+    "summed back": (lambda x: jax.lax.cumsum(x, reverse=True), ["many", "many", "many", 3], True),
+    "scanned back": (
+        lambda x: jax.lax.scan(lambda c, x: (c + x, c + x), 0.0, x, reverse=True)[1],
+        ["many", "many", "many", 3],
+        True,
+    ),
+    "a branch of x, both its own": (lambda x: jax.lax.cond(x[0] > 0, lambda: x[0], lambda: 2.0 * x[0]), [0], False),
     "by a branch of x": (lambda x: jax.lax.cond(x[0] > 0, lambda: x[1], lambda: 2.0 * x[1]), ["many"], False),
 }
 
