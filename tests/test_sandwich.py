@@ -107,7 +107,7 @@ def test_no_two_batches_hold_the_same_data():
 
 def test_the_gap_is_paired_by_datum():
     lower = np.array([-3.0, -1.0, -7.0])
-    result = inference.Sandwich(np.zeros((3, 1)), lower, lower + [0.1, 0.3, 0.2], 4)
+    result = inference.Sandwich(np.zeros((3, 1)), lower, lower + np.array([0.1, 0.3, 0.2]), 4)
     assert result.gap.mean == pytest.approx(0.2) and result.gap.se == pytest.approx(0.1 / np.sqrt(3.0))
     assert result.lower_mean.se == pytest.approx(lower.std(ddof=1) / np.sqrt(3.0))
 
