@@ -11,7 +11,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from conftest import chi_square
+from conftest import assert_mean, chi_square
 from hypothesis import given
 from hypothesis import strategies as st
 from numpyro.handlers import seed, trace
@@ -369,3 +369,46 @@ def test_chains_that_vmap_returns_are_a_batch():
     np.testing.assert_allclose(
         chains.log_prob(path[0]), [reverse(bias).log_prob(one) for one, bias in zip(path[0], biases, strict=True)]
     )
+
+
+def test_the_divergence_of_chains_is_that_of_their_starts_where_they_share_a_kernel():
+    process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(4))
+    first, second = jnp.array([[0.3, -0.2], [1.0, 2.0]]), jnp.array([-1.0, 0.4])
+    q, p = process.forward(first), process.forward(second)
+    expected = dist.kl_divergence(process.step(1, first), process.step(1, second))
+    np.testing.assert_allclose(dist.kl_divergence(q, p), expected, rtol=1e-6)
+    draws = q.sample(jax.random.key(0), (4000,))
+    assert_mean(q.log_prob(draws) - p.log_prob(draws), expected)
+    np.testing.assert_allclose(dist.kl_divergence(q, q), 0.0, atol=1e-6)
+    again = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(4)).forward(second)
+    np.testing.assert_allclose(dist.kl_divergence(q, again), expected, rtol=1e-6)
+    mapped = jax.vmap(lambda x: dist.kl_divergence(process.forward(x), p))(first)
+    np.testing.assert_allclose(mapped, expected, rtol=1e-6)
+
+
+def test_a_divergence_without_a_closed_form_is_refused_by_name():
+    process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(4))
+    other = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(4, end=-5.0))
+    learned = models.GaussianDiffusion((2,), models.schedules.LearnedSchedule(models.schedules.log_snr_linear(4)))
+    moved = eqx.tree_at(lambda d: d.schedule.logits, learned, learned.schedule.logits + 0.1)
+    diffusion, x = models.Diffusion(process, process.step), jnp.zeros(2)
+    forward, reverse = process.forward(x), diffusion.reverse_chain()
+    for q, p, message in (
+        (
+            forward,
+            other.forward(x),
+            r"MarkovChain\(forward.*only where they have the same kernel.*inference.bound_terms",
+        ),
+        (learned.forward(x), moved.forward(x), "only where they have the same kernel"),
+        (forward, reverse, "their times or directions differ"),
+        (
+            diffusion.prior(),
+            diffusion.prior(),
+            "the divergence of a DiffusionPrior from a DiffusionPrior has no closed form",
+        ),
+        (diffusion.flow(), reverse, "the divergence of a DiffusionFlow from a MarkovChain has no closed form"),
+        (forward, dist.Normal(0.0, 1.0), "MarkovChain, Normal"),
+    ):
+        with pytest.raises(NotImplementedError, match=message):
+            dist.kl_divergence(q, p)
+    assert dist.kl_divergence(learned.forward(x), learned.forward(x)) == 0.0

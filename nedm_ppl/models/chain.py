@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.distributions import Distribution, constraints
+from numpyro.distributions import Distribution, constraints, kl_divergence
 from numpyro.distributions.util import validate_sample
 
 from nedm_ppl.arguments import as_count, as_shape, check_key, check_kind
@@ -195,6 +195,29 @@ class MarkovChain(Mapped):
         size = math.prod(self.initial.event_shape)
         direction = "reverse" if self.reverse else "forward"
         return f"MarkovChain({direction}, times {self.first}..{self.last}, {size} coordinates)"
+
+
+@kl_divergence.register(MarkovChain, MarkovChain)
+def _divergence(q: MarkovChain, p: MarkovChain) -> Array:
+    """Exact where two chains differ in the law of their start alone: what follows from a state is then the same in both."""
+    if (q.first, q.last, q.reverse) != (p.first, p.last, p.reverse):
+        raise NotImplementedError(
+            f"the divergence of {q!r} from {p!r} has no closed form: their times or directions differ."
+        )
+    if q.num_steps > 0 and not _same(q, p):
+        raise NotImplementedError(
+            f"the divergence of {q!r} from {p!r} has a closed form only where they have the same kernel. Average "
+            "q.log_prob(x) - p.log_prob(x) over draws x of q; for a model's forward and reverse chains use inference.bound_terms."
+        )
+    return kl_divergence(q.initial, p.initial)
+
+
+def _same(q: MarkovChain, p: MarkovChain) -> bool:
+    """Whether two chains are known to have one kernel; arrays that are traced are known to be the same only as one object."""
+    ours, theirs = q._kernel_arrays, p._kernel_arrays
+    equal = [eqx.tree_equal(q._kernel_static, p._kernel_static), len(ours) == len(theirs)]
+    equal += [a is b or eqx.tree_equal(a, b) for a, b in zip(ours, theirs, strict=False)]
+    return not any(isinstance(one, jax.core.Tracer) for one in equal) and all(bool(one) for one in equal)
 
 
 def _checked(key: Array, sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:

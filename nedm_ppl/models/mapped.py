@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpyro.distributions import Distribution
+from numpyro.distributions import Distribution, kl_divergence
 
 from nedm_ppl.arguments import as_shape
 
@@ -62,6 +62,15 @@ class Mapped(Distribution):
         axis = len(batch) - len(self.batch_shape)
         value = jnp.broadcast_to(value, (*batch, *self.event_shape))
         return jax.vmap(score, in_axes=(0, axis), out_axes=axis)(self, value)
+
+
+@kl_divergence.register(Mapped, Mapped)
+def _no_divergence(q: Mapped, p: Mapped) -> Array:
+    raise NotImplementedError(
+        f"the divergence of a {type(q).__name__} from a {type(p).__name__} has no closed form; average "
+        "q.log_prob(x) - p.log_prob(x) over draws x of q where both have a density, and for a model's forward and reverse "
+        "chains use inference.bound_terms."
+    )
 
 
 def check_expansion(batch_shape: tuple[int, ...], wanted: int | tuple[int, ...]) -> tuple[int, ...]:
