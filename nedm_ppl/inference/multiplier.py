@@ -25,6 +25,7 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
+from nedm_ppl.arguments import check_unmasked
 from nedm_ppl.inference.conditioned import LinearGaussian, PointNormal, normal_log_prob
 from nedm_ppl.inference.proposals import coordinates
 from nedm_ppl.inference.small_matrices import cholesky, compressed, whiten
@@ -228,6 +229,7 @@ class BernoulliObservation(Factorised):
 
     def __init__(self, y: ArrayLike, flip: ArrayLike, mask: ArrayLike | None = None):
         self.y, self.mask = _masked(y, mask, "y")
+        check_unmasked("flip", flip)
         self.flip = jnp.asarray(flip, float)
         _check_broadcast(self.flip, self.y, "flip")
         if _concrete(self.flip) and not np.all((np.asarray(self.flip) > 0.0) & (np.asarray(self.flip) < 1.0)):
@@ -251,14 +253,14 @@ class LinearObservation(Multiplier):
     r"""$r(x) = \mathcal N(y; A x, R)$: a linear map of the datum, seen through Gaussian noise.
 
     Args:
-        y: Observed values, shape (dim,).
+        y: Observed values, shape (dim,); those that are NaN, or that a masked array hides, are not observed.
         matrix: A, shape (dim, *event).
         scale: Standard deviation of the noise, a scalar or shape (dim,), positive; or give `covariance`.
         covariance: R, shape (dim, dim), positive definite.
 
     Raises:
-        ValueError: shapes that do not go together, both or neither of scale and covariance, a scale that is not positive, or
-            a covariance that is not positive definite.
+        ValueError: shapes that do not go together, nothing observed, numbers that are masked or not finite elsewhere than in y,
+            both or neither of scale and covariance, a scale that is not positive, or a covariance that is not positive definite.
     """
 
     y: Array
@@ -268,7 +270,9 @@ class LinearObservation(Multiplier):
     def __init__(
         self, y: ArrayLike, matrix: ArrayLike, *, scale: ArrayLike | None = None, covariance: ArrayLike | None = None
     ):
-        self.y, self.matrix = jnp.asarray(y, float), jnp.asarray(matrix, float)
+        check_unmasked("matrix", matrix)
+        check_unmasked("covariance", covariance)
+        self.y, self.matrix = _observed(y), jnp.asarray(matrix, float)
         if self.y.ndim != 1 or self.matrix.shape[:1] != self.y.shape:
             raise ValueError(
                 f"matrix must have shape (dim, *event) and y shape (dim,); got {self.matrix.shape} and {self.y.shape}."
@@ -286,6 +290,18 @@ class LinearObservation(Multiplier):
                 raise ValueError(f"covariance must have shape {self.y.shape * 2}; got {self.covariance.shape}.")
             if _concrete(self.covariance) and not np.all(np.linalg.eigvalsh(np.asarray(self.covariance)) > 0.0):
                 raise ValueError("covariance must be positive definite; some of its eigenvalues are not.")
+        seen = ~jnp.isnan(self.y)
+        if _concrete(self.y) and not (np.any(seen) and np.all(np.isfinite(np.asarray(self.y)[np.asarray(seen)]))):
+            raise ValueError(
+                f"y must be finite, or NaN where it is not observed, and somewhere observed; got {int(np.sum(~seen))} of "
+                f"{len(seen)} NaN, {int(np.isinf(self.y).sum())} infinite."
+            )
+        # A row that is not observed is one of 0 = 0 x + noise, of the one variance for which that has the density 1.
+        self.y, self.matrix = jnp.where(seen, self.y, 0.0), jnp.where(_like(seen, self.matrix), self.matrix, 0.0)
+        if _concrete(self.matrix) and not np.all(np.isfinite(self.matrix)):
+            raise ValueError("matrix must be finite in every row that is observed; got NaN or infinite values.")
+        unseen = jnp.diag(jnp.full(len(seen), 0.5 / math.pi))
+        self.covariance = jnp.where(seen[:, None] & seen, self.covariance, unseen)
 
     def log_r(self, x: Array) -> Array:
         return normal_log_prob(self.y - jnp.tensordot(self.matrix, x, x.ndim), self.covariance)
@@ -419,13 +435,23 @@ def _concrete(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
+def _observed(values: ArrayLike) -> Array:
+    """Values as an array that is NaN where a masked array hides them."""
+    if np.ma.isMaskedArray(values):
+        values = np.ma.filled(np.ma.asarray(values).astype(float), np.nan)
+    return jnp.asarray(values, float)
+
+
 def _masked(values: ArrayLike, mask: ArrayLike | None, name: str) -> tuple[Array, Array]:
-    values = jnp.asarray(values, float)
+    check_unmasked("mask", mask)
+    hidden = np.ma.getmaskarray(values) if np.ma.isMaskedArray(values) else False
+    values = _observed(values)
     mask = ~jnp.isnan(values) if mask is None else jnp.asarray(mask)
     if mask.shape != values.shape or mask.dtype != bool:
         raise ValueError(
             f"mask must be boolean and of the shape of {name}, {values.shape}; got {mask.dtype} of shape {mask.shape}."
         )
+    mask = mask & ~jnp.asarray(hidden)
     if _concrete(mask) and not np.any(np.asarray(mask)):
         raise ValueError(f"mask must mark at least one coordinate of {name}; got none.")
     if _concrete(values) and _concrete(mask) and not np.all(np.isfinite(np.asarray(values)[np.asarray(mask)])):
@@ -433,7 +459,13 @@ def _masked(values: ArrayLike, mask: ArrayLike | None, name: str) -> tuple[Array
     return jnp.where(mask, values, 0.0), mask
 
 
+def _like(rows: Array, values: Array) -> Array:
+    """What is true of rows, with as many axes as `values` has."""
+    return rows.reshape(rows.shape + (1,) * (values.ndim - 1))
+
+
 def _positive(scale: ArrayLike, name: str) -> Array:
+    check_unmasked(name, scale)
     scale = jnp.asarray(scale, float)
     if _concrete(scale) and not np.all(np.asarray(scale) > 0.0):
         least = float(np.min(np.asarray(scale)))
