@@ -88,13 +88,41 @@ TRACED = {
     ),
     "entropy_bounds": (lambda x: inference.entropy_bounds(PROCESS, x).lower, "step_entropy"),
     "fit": (lambda x: fit(x).seconds, "inference.TrajectoryBound"),
+    "ParticlePosterior, data": (
+        lambda x: posterior_of(KEY, lambda y: inference.NormalObservation(y, 0.5), x[0]),
+        "inference.particle_filter",
+    ),
+    "ParticlePosterior, key": (
+        lambda x: posterior_of(jax.random.key(x[0, 0].astype(int)), inference.NormalObservation(DATA[0], 0.5)),
+        "inference.particle_filter",
+    ),
+    "ParticlePosterior, closure": (
+        lambda x: posterior_of(KEY, lambda z: -jnp.sum((z - x[0]) ** 2)),
+        "inference.particle_filter",
+    ),
+    "ParticlePosterior, multiplier": (
+        lambda x: posterior_of(KEY, inference.NormalObservation(x[0], 0.5)),
+        "inference.particle_filter",
+    ),
+    "ParticlePosterior, batch": (
+        lambda x: inference.ParticlePosterior(
+            WHITE, lambda y: inference.NormalObservation(y, 0.5), num_particles=4
+        ).run_batch(KEY, x),
+        "inference.particle_filter",
+    ),
 }
+
+
+def posterior_of(key, r, *args):
+    posterior = inference.ParticlePosterior(WHITE, r, num_particles=4, num_repeats=2)
+    posterior.run(key, *args)
+    return posterior.log_evidence.mean
 
 
 @pytest.mark.parametrize("name", TRACED)
 def test_conveniences_that_cannot_be_traced_name_what_can(name):
     function, pure = TRACED[name]
-    message = rf"{name} cannot be traced: .* Under jit, vmap or grad use .*{re.escape(pure)}"
+    message = rf"{name.split(',')[0]} cannot be traced: .* Under jit, vmap or grad use .*{re.escape(pure)}"
     for traced in (jax.jit(function), jax.vmap(lambda x: function(x[None]))):
         with pytest.raises(ValueError, match=message):
             traced(jnp.asarray(DATA))
@@ -108,8 +136,12 @@ def test_the_pure_functions_run_under_jit_and_vmap():
     def weigh(key, x):
         return inference.trajectory_log_weight(WHITE, x, PROCESS.forward(x).sample(key))
 
+    def evidence(key, x):
+        target = inference.multiply(WHITE, inference.NormalObservation(x, 0.5))
+        return inference.particle_filter(key, target, 8).log_evidence
+
     keys, data = jax.random.split(KEY, 6), jnp.asarray(DATA)
-    for function in (bound, weigh):
+    for function in (bound, weigh, evidence):
         alone = jax.jit(function)
         one_by_one = np.stack([alone(key, x) for key, x in zip(keys, data, strict=True)])
         np.testing.assert_allclose(jax.jit(jax.vmap(function))(keys, data), one_by_one, rtol=1e-5, atol=1e-5)
@@ -137,6 +169,14 @@ CALLS = {
     "fit": lambda key, model: inference.fit(key, model, DATA, num_steps=2),
     "classify": lambda key, model: inference.classify(key, model, DATA, [0, 1]),
 }
+
+
+def test_a_posteriors_key_is_named():
+    for key, got in ((7, "the integer 7. Use jax.random.key(7)"), (None, "a NoneType")):
+        with pytest.raises(
+            ValueError, match=re.escape(f"rng_key must be one random key, such as jax.random.key(0); got {got}")
+        ):
+            posterior_of(key, inference.NormalObservation(DATA[0], 0.5))
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -1,5 +1,6 @@
 """Values that code holds are arrays of the program, wherever they are held: noticed, mapped, compiled, put back."""
 
+import copy
 import functools
 import pickle
 from collections import OrderedDict, namedtuple
@@ -239,8 +240,37 @@ def test_distributions_over_a_program_pickle(kind):
             "prior": diffusion.prior,
             "flow": diffusion.flow,
         }[kind]()
-        again = pickle.loads(pickle.dumps(one))
+        check_copies(one)
+
+
+def check_copies(one):
+    for again in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
         assert again.batch_shape == one.batch_shape and again.event_shape == one.event_shape
         draw = one.sample(jax.random.key(1))
         np.testing.assert_array_equal(again.sample(jax.random.key(1)), draw)
         np.testing.assert_array_equal(again.log_prob(draw), one.log_prob(draw))
+
+
+def program(y):
+    x = numpyro.sample("x", models.Diffusion(PROCESS, PROCESS.step).prior())
+    numpyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("kind", ["program", "multiplier"])
+def test_a_posterior_by_particles_pickles_before_and_after_its_run(kind):
+    y, key = jnp.array([0.3]), jax.random.key(0)
+    if kind == "program":
+        posterior, args = inference.ParticlePosterior(program, num_particles=8), (y,)
+    else:
+        diffusion = models.Diffusion(PROCESS, PROCESS.step)
+        posterior, args = (
+            inference.ParticlePosterior(diffusion, inference.NormalObservation(y, 0.5), num_particles=8),
+            (),
+        )
+    fresh = pickle.loads(pickle.dumps(posterior)), copy.deepcopy(posterior)
+    posterior.run(key, *args)
+    for other in fresh:
+        other.run(key, *args)
+    for other in (*fresh, pickle.loads(pickle.dumps(posterior)), copy.deepcopy(posterior)):
+        np.testing.assert_array_equal(other.get_samples()["x"], posterior.get_samples()["x"])
+        assert other.log_evidence == posterior.log_evidence

@@ -1,5 +1,7 @@
 """Posteriors by particles and the paper's perturbed chain, against closed forms and enumeration."""
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -334,8 +336,25 @@ def test_many_observations_side_by_side():
     whole.run_batch(jax.random.key(0), ys)
     np.testing.assert_allclose(batched.log_evidence.mean, whole.log_evidence.mean, rtol=1e-4)
     assert batched.mean.mean.shape == (3, DIM) and batched.get_samples()["z"].shape == (3, 200, DIM)
-    with pytest.raises(ValueError, match="one leading axis"):
+    with pytest.raises(ValueError, match=r"one leading axis, .*; got args\[0\] of shape \(\)"):
         batched.run_batch(jax.random.key(0), jnp.zeros(()))
+
+
+def test_observations_of_a_batch_that_are_no_batch_are_named():
+    batch = inference.NormalObservation(jnp.zeros((4, DIM)), 0.5)
+    for r in (batch, inference.NormalObservation(jnp.zeros(DIM), 0.5)):
+        for args in ((), (batch,)):
+            with pytest.raises(
+                ValueError, match=r"r must be a function of run_batch's .*; got one NormalObservation for all"
+            ):
+                ParticlePosterior(MODEL, r).run_batch(jax.random.key(0), *args)
+    by_argument = ParticlePosterior(MODEL, lambda r: r)
+    with pytest.raises(
+        ValueError, match=re.escape(f"args[0].y of shape (4, {DIM}), args[0].scale of shape (), args[0].mask")
+    ):
+        by_argument.run_batch(jax.random.key(0), batch)
+    with pytest.raises(ValueError, match="one leading axis, that of the observations; got no arguments"):
+        by_argument.run_batch(jax.random.key(0))
 
 
 def test_a_program_that_is_not_gaussian_against_a_grid():

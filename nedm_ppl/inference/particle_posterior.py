@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Sharding
+from jax.tree_util import keystr, tree_leaves_with_path
 from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.ops.provenance import eval_provenance
 from tqdm.auto import tqdm
 
+from nedm_ppl.arguments import check_concrete, check_key
 from nedm_ppl.inference.downstream import Downstream, Site, diffusion_site, guide, prior_of
 from nedm_ppl.inference.multiplier import Known, Multiplier, Product, as_multiplier
 from nedm_ppl.inference.particle_verdict import DoubtfulPosterior, doubts
@@ -113,8 +115,10 @@ class ParticlePosterior:
 
         Raises:
             AllWeightLostError: r is zero or NaN at every particle; the message says at which step.
-            ValueError: a program this cannot infer, or an r that does not suit the model.
+            ValueError: a program this cannot infer, an r that does not suit the model, or anything traced by JAX, where
+                `particle_filter` serves.
         """
+        self._check(rng_key, args, kwargs)
         target = self._target(args, kwargs)
         keys = jax.random.split(rng_key, self.num_repeats)
         particles = _run(keys, target, self.num_particles, **self._filter)
@@ -132,11 +136,17 @@ class ParticlePosterior:
         Raises:
             ValueError: no arguments, or leading axes that differ; else as `run`.
         """
-        sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(args)}
-        if len(sizes) != 1 or sizes == {()}:
+        self._check(rng_key, args)
+        if isinstance(self.model, Diffusion) and not callable(self.r):
             raise ValueError(
-                f"args must all have one leading axis, that of the observations; got leading axes {sorted(sizes)}."
+                f"r must be a function of run_batch's arguments that returns a multiplier; got one {type(self.r).__name__} for all "
+                "observations. Use ParticlePosterior(diffusion, lambda y: NormalObservation(y, scale)), and pass a batch of y."
             )
+        shapes = {keystr(path): jnp.shape(leaf) for path, leaf in tree_leaves_with_path(args)}
+        sizes = {shape[:1] for shape in shapes.values()}
+        if len(sizes) != 1 or sizes == {()}:
+            got = ", ".join(f"args{place} of shape {shape}" for place, shape in shapes.items()) or "no arguments"
+            raise ValueError(f"args must all have one leading axis, that of the observations; got {got}.")
         ((num,),) = sizes
         first = jax.tree.map(lambda leaf: leaf[0], args)
         target = self._target(first, {})  # what can be wrong is said of one, before any is run
@@ -301,6 +311,16 @@ class ParticlePosterior:
         error = np.square(share * (by_repeat - np.expand_dims(mean, axis)))
         return Estimates(mean, np.sqrt(np.sum(error, axis=axis) * num / (num - 1)))
 
+    def _check(self, rng_key: Any, *values: Any) -> None:
+        check_concrete(
+            "ParticlePosterior",
+            "inference.particle_filter on inference.multiply(diffusion, r)",
+            rng_key,
+            self.model,
+            *values,
+        )
+        check_key(rng_key)
+
     def _target(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> MultipliedDiffusion:
         if isinstance(self.model, Diffusion):
             diffusion, r = self.model, self.r
@@ -348,6 +368,7 @@ class ParticlePosterior:
         return bool(eval_provenance(draw, args=args))
 
     def _finish(self, rng_key: Array, particles: Particles, batch_shape: tuple[int, ...]) -> None:
+        self._check(rng_key, particles)  # what a program holds may be traced too
         particles = jax.tree.map(np.asarray, particles)
         lost = ~np.isfinite(particles.log_evidence_steps)
         # Lost at t means lost at every earlier time of the chain too: the first loss is at the largest t.
