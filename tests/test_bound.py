@@ -213,6 +213,19 @@ def test_steps_are_uniform_for_each_datum_and_even_over_all(significance):
         assert counts[:2].sum() == 0
 
 
+@pytest.mark.parametrize("num_times", [None, 3])
+def test_no_two_terms_share_their_noise(num_times, x64):
+    """With a silent kernel N(0, 1) and x_0 = 0 a divergence says how large its noise was: 2 KL = v - 1 - log v + d^2 n e^2."""
+    process = models.GaussianDiffusion((1,), log_snr_linear(5))
+    diffusion = models.Diffusion(process, lambda t, x: dist.Normal(jnp.zeros_like(x), 1.0).to_event(1))
+    terms = inference.bound_terms(jax.random.key(0), diffusion, jnp.zeros((4, 1)), num_times=num_times)
+    times = np.asarray(terms.times)
+    _, d, var = (np.asarray(part) for part in jax.vmap(process.posterior_coefficients)(terms.times.ravel()))
+    square = 2.0 * np.asarray(terms.divergences).ravel() - var + 1.0 + np.log(var)
+    noise = square / (d**2 * np.asarray(process.schedule.one_minus_alpha_bar)[times.ravel()])
+    assert np.all(noise > 0.0) and np.diff(np.sort(noise)).min() > 1e-6
+
+
 def test_a_chain_of_one_step_has_no_diffusion_term():
     process = models.GaussianDiffusion((2,), FixedSchedule([0.4]))
     x0 = jnp.ones((3, 2))

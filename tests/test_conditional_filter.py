@@ -5,12 +5,14 @@ from importlib import import_module
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from jax.scipy.special import logsumexp
 
 from nedm_ppl import models
 from nedm_ppl.inference import conditional_filter, conditional_importance, multiply
-from nedm_ppl.inference.conditional_filter import choose
+from nedm_ppl.inference.conditional_filter import choose, resample
+from nedm_ppl.inference.posterior import Look
 from tests.conftest import SIGNIFICANCE, assert_mean, chi_square
 from tests.exact import product_law, reverse_matrices, states
 
@@ -99,6 +101,41 @@ def test_a_wrong_weight_fails_the_same_test(bits, monkeypatch, name, wrong):
     diffusion, law, paths = bits
     monkeypatch.setattr(import_module("nedm_ppl.inference.conditional_filter"), name, wrong)
     assert p_value(moves(diffusion, paths, 4, "constant")[2], law) < SIGNIFICANCE
+
+
+def test_ancestors_are_drawn_by_weight_and_the_kept_one_by_its_transition_too():
+    """Of four particles, unevenly weighted: w r for all but the kept way, whose ancestor has w p(kept | x) and no r."""
+    log_weights, log_r = jnp.array([0.0, -3.0, -2.0, -4.0]), jnp.array([1.0, 0.0, -1.0, 2.0])
+    law = dist.Normal(jnp.arange(4.0)[:, None], jnp.ones((4, 1))).to_event(1)
+    look, kept = Look(log_r, law, law), jnp.array([2.5])
+    keys = jax.random.split(jax.random.key(0), NUM)
+    chosen, left = jax.jit(jax.vmap(lambda key: resample(key, log_weights, look, kept)))(keys)
+    own = np.exp(np.asarray(log_weights) - 0.5 * (2.5 - np.arange(4.0)) ** 2)
+    assert_mean(np.asarray(chosen[:, :1] == np.arange(4)), own / own.sum())
+    others = np.exp(np.asarray(log_weights + log_r))
+    assert_mean(np.asarray(chosen[:, 1:2] == np.arange(4)), others / others.sum())
+    assert not np.any(left)
+    even = jnp.array([0.0, 0.1, 0.2, 0.1])
+    chosen, left = resample(keys[0], even, look._replace(log_r=0.1 * log_r), kept)
+    np.testing.assert_array_equal(chosen, np.arange(4))
+    np.testing.assert_allclose(left, even + 0.1 * log_r, rtol=1e-6)
+
+
+def test_importance_over_a_chain_that_ends_far_from_noise():
+    """What the forward chain has not erased at T, the weights know."""
+    process = models.BernoulliDiffusion((1,), models.schedules.FixedSchedule((0.1, 0.2)), rate=0.4)
+    diffusion = models.Diffusion(process, models.BitPrediction(lambda t, x: 1.0 - 2.0 * x), first_step="learned")
+    law = product_law([0.4])
+    for matrix in reversed(reverse_matrices(diffusion)):
+        law = law[..., None] * matrix.reshape((1,) * (law.ndim - 1) + matrix.shape)
+    drawn = np.random.default_rng(0).choice(law.size, size=NUM, p=law.ravel())
+    paths = jnp.asarray(np.stack(np.unravel_index(drawn, law.shape), axis=-1)[:, ::-1, None], float)
+    keys = jax.random.split(jax.random.key(1), NUM)
+    for start in (0, 1):
+        move = jax.vmap(lambda key, path, s=start: conditional_importance(key, diffusion, path, 3, start=s))
+        after = np.asarray(jax.jit(move)(keys, paths), int)[:, ::-1, 0]
+        counts = np.bincount(np.ravel_multi_index(tuple(after.T), law.shape), minlength=law.size)
+        assert chi_square(counts, law.ravel()) > SIGNIFICANCE
 
 
 def test_one_of_several_by_weight():

@@ -86,15 +86,18 @@ DISCRETE = {
 }
 
 
+@pytest.mark.parametrize("power", [1.0, 0.3])
 @pytest.mark.parametrize("name", DISCRETE)
-def test_a_discrete_law_times_what_factorises(name):
+def test_a_discrete_law_times_what_factorises(name, power):
     law, r, values = DISCRETE[name]
     values = np.array([[a, b] for a in GREYS for b in GREYS]) if values is None else values
     r = as_multiplier(r)
-    joint = np.exp(np.asarray(law.log_prob(values) + jax.vmap(r.log_r)(jnp.asarray(values)), np.float64))
-    product = tilt(law, r, jnp.asarray(values[0])).law
+    joint = np.exp(np.asarray(law.log_prob(values) + power * jax.vmap(r.log_r)(jnp.asarray(values)), np.float64))
+    product = tilt(law, r, jnp.asarray(values[0]), power).law
     np.testing.assert_allclose(np.exp(product.log_prob(values)), joint / joint.sum(), atol=1e-6)
-    np.testing.assert_allclose(r.log_mean(law), np.log(joint.sum()), atol=1e-5)
+    if power == 1.0:
+        np.testing.assert_allclose(r.log_mean(law), np.log(joint.sum()), atol=1e-5)
+        np.testing.assert_allclose(tilt(law, r, jnp.asarray(values[0])).log_mean, np.log(joint.sum()), atol=1e-5)
 
 
 def test_known_coordinates_of_a_normal_law_are_points():

@@ -100,6 +100,34 @@ def test_a_prior_that_depends_on_latents_and_a_constrained_one_are_exact():
     assert 0.5 < still.mean() < 0.95
 
 
+def test_a_proposal_is_held_against_the_evidence_that_was_accepted():
+    """Whatever the old values would be estimated at anew: against one far below every proposal is taken, far above none."""
+    kernel = ParticleMetropolis(program, num_particles=4)
+    state = kernel.init(jax.random.key(0), 0, None, (Y,), {})
+    step = jax.jit(lambda state: kernel.sample(state, (Y,), {}))
+    below, above = (step(state._replace(log_density=jnp.asarray(value))) for value in (-1e6, 1e6))
+    assert below.accept_prob == 1.0 and below.z["theta"] != state.z["theta"]
+    assert above.accept_prob == 0.0 and above.log_density == 1e6
+    for name in state.z:
+        np.testing.assert_array_equal(above.z[name], state.z[name])
+
+
+def test_adaptation_ends_with_warm_up_and_so_does_its_acceptance():
+    kernel = ParticleMetropolis(program, num_particles=4)
+    state = kernel.init(jax.random.key(0), 5, None, (Y,), {})
+    state = state._replace(
+        mean_accept_prob=jnp.asarray(0.9), adapt_state=state.adapt_state._replace(cov=jnp.eye(2) / 2)
+    )
+    step = jax.jit(lambda state: kernel.sample(state, (Y,), {}))
+    last, first = (step(state._replace(i=jnp.asarray(i))) for i in (4, 5))
+    assert np.any(np.asarray(last.adapt_state.cov != state.adapt_state.cov))
+    assert last.adapt_state.log_step != state.adapt_state.log_step
+    for new, old in zip(first.adapt_state, state.adapt_state, strict=True):
+        np.testing.assert_array_equal(new, old)
+    np.testing.assert_allclose(first.mean_accept_prob, first.accept_prob, atol=1e-6)
+    np.testing.assert_allclose(last.mean_accept_prob, 0.9 + (last.accept_prob - 0.9) / 5, rtol=1e-6)
+
+
 def test_a_plate_has_a_filter_per_row():
     def rows(y):
         scale = numpyro.sample("scale", dist.LogNormal(-0.5, 0.5))

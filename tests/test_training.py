@@ -85,6 +85,38 @@ def test_the_average_of_the_weights_is_returned_and_decay_zero_returns_the_last(
         np.testing.assert_allclose(m, a + 0.9 * (p - a), rtol=1e-5, atol=1e-7)
 
 
+def test_the_average_over_several_steps_forgets_by_its_own_rates():
+    data = correlated(200)
+    last = [
+        fit(data, num_steps=n, average_decay=0.0, optimiser=optax.sgd(0.1), log_every=1).diffusion for n in (1, 2, 3)
+    ]
+    expected = leaves(small_model())
+    for rate, model in zip((1.0 - 1.0 / 10.0, 1.0 - 2.0 / 11.0, 1.0 - 3.0 / 12.0), last, strict=True):
+        expected = [a + rate * (p - a) for a, p in zip(expected, leaves(model), strict=True)]
+    averaged = fit(data, num_steps=3, average_decay=0.999, optimiser=optax.sgd(0.1), log_every=1).diffusion
+    for found, wanted in zip(leaves(averaged), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_every_minibatch_has_a_key_of_its_own_however_long_the_loops_are():
+    def seen(log_every):
+        drawn = []
+
+        def augment(key, batch):
+            jax.debug.callback(lambda value: drawn.append(float(value)), jax.random.uniform(key))
+            return batch
+
+        model = fit(correlated(64), num_steps=6, log_every=log_every, augment=augment).diffusion
+        jax.effects_barrier()
+        return sorted(drawn), model
+
+    (few, first), (many, second) = seen(2), seen(6)
+    assert len(set(few)) == 6 and few == many
+    assert_identical(first, second)
+    share = inference.drop_context(-1, 0.3)(KEY, jnp.arange(1000)) == -1
+    assert 250 < int(share.sum()) < 350
+
+
 def test_every_datum_is_seen_once_an_epoch_and_a_resumed_stream_is_the_same_stream():
     rows = _minibatches(3, 12, 4, 0, 6)
     assert sorted(rows[:3].ravel()) == sorted(rows[3:].ravel()) == list(range(12))
