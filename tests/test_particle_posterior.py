@@ -425,6 +425,33 @@ def test_a_program_of_flipped_bits_is_its_multiplier(enumerated):
     np.testing.assert_allclose(traced.log_evidence.mean, direct.log_evidence.mean, rtol=1e-5)
 
 
+def test_what_is_reported_of_given_particles_is_the_formula():
+    """Two repeats whose evidences are as one to three, of particles with given weights."""
+    x = np.arange(80.0).reshape(2, 40, 1)
+    own = np.random.default_rng(0).dirichlet(np.full(40, 0.5))
+    nothing = np.zeros((2, STEPS + 1))
+    posterior = ParticlePosterior(MODEL, OBSERVED, num_particles=40, num_repeats=2)
+    posterior._key = jax.random.key(3)
+    posterior._particles = inference.Particles(
+        x, np.log([own, own]), np.log([1.0, 3.0]), nothing + 40.0, nothing + 40, nothing
+    )
+    np.testing.assert_allclose(posterior.log_evidence, [np.log(2.0), 0.5], rtol=1e-6)  # sd of 1/2, 3/2 over root 2
+    share = np.array([0.25, 0.75])
+    weights = share[:, None] * own
+    by_repeat = x[..., 0] @ own
+    mean = share @ by_repeat
+    np.testing.assert_allclose(posterior.mean.mean, [mean], rtol=1e-6)
+    delta = share * (by_repeat - mean)
+    np.testing.assert_allclose(posterior.mean.se, [np.sqrt(2.0 * np.sum(delta**2))], rtol=1e-6)
+    np.testing.assert_allclose(posterior.sd, [np.sqrt(np.sum(weights * (x[..., 0] - mean) ** 2))], rtol=1e-6)
+    draws = posterior.get_samples()["x"][:, 0].astype(int)
+    assert np.all(np.abs(np.bincount(draws, minlength=80) - 80.0 * weights.ravel()) <= 1.0 + 1e-3)
+    grouped = posterior.get_samples(group_by_repeat=True)["x"][..., 0].astype(int)
+    copies = np.stack([np.bincount(row - 40 * i, minlength=40) for i, row in enumerate(grouped)])
+    assert np.all(np.abs(copies - 40.0 * own) <= 1.0 + 1e-3)
+    assert np.any(copies[0] != copies[1])  # noise of its own for each
+
+
 def test_the_report(capsys, tmp_path):
     posterior = ParticlePosterior(MODEL, OBSERVED, num_particles=50, num_repeats=2)
     with pytest.raises(RuntimeError, match="call run"):

@@ -96,6 +96,15 @@ def test_a_step_evaluated_once_has_no_error():
     assert np.isnan(losses.se[:2]).all() and losses.se[2] == pytest.approx(1.0)
 
 
+def test_errors_of_work_are_over_the_data_and_paired():
+    """Two data of very different work, three trajectories each, of which one weighs nothing that is known."""
+    work = np.array([[1.0, 101.0], [2.0, 102.0], [3.0, np.nan]])
+    found = inference.Work(work, np.array([1.5, 101.0]), np.zeros(2))
+    assert found.mean.mean == pytest.approx((2.0 + 101.5) / 2) and found.mean.se == pytest.approx(99.5 / 2)
+    assert found.gap.mean == pytest.approx(0.5) and found.gap.se == pytest.approx(0.0, abs=1e-12)
+    assert found.jarzynski.mean == pytest.approx(51.25)
+
+
 @pytest.mark.central
 def test_arviz_has_entropies_losses_and_work_in_the_unit_asked_for(of_bits):
     result = of_bits[0]
