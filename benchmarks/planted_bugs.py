@@ -107,7 +107,7 @@ def results(path: Path) -> dict[tuple[str, str, str], dict]:
 
 
 def run(bug: Bug, time_limit: float) -> dict:
-    """The outcome of a bug's tests: caught and by which test, survived, or timed out."""
+    """The outcome of a bug's tests: caught and by which test, survived, timed out, or not run where no test was found."""
     tests = [f"tests/test_{name}.py" for name in bug.tests.split()]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
@@ -132,7 +132,7 @@ def run(bug: Bug, time_limit: float) -> dict:
             process.communicate()
             return {"outcome": "timed out", "test": "", "seconds": time.perf_counter() - start}
     failed = [line.split(" ")[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    outcome = "survived" if process.returncode == 0 else "caught"
+    outcome = "survived" if process.returncode == 0 else "caught" if failed else "not run"
     return {"outcome": outcome, "test": failed[0] if failed else "", "seconds": time.perf_counter() - start}
 
 

@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
 
 from nedm_ppl import inference, models
 from nedm_ppl.inference.particles import effective_sample_size, multinomial, particle_filter, systematic
@@ -47,3 +50,40 @@ def test_every_resampling_has_a_key_of_its_own():
     with jax.disable_jit():
         particle_filter(jax.random.key(0), SHARP, 3, resampling=noted, threshold=1.0)
     assert len(keys) >= 3 and len(set(keys)) == len(keys)
+
+
+def coupled(x):
+    return -0.5 * jnp.square((x[0] - x[1] - 1.0) / 0.3)
+
+
+GUIDES = {
+    "its own": None,
+    "another that closes": inference.NormalObservation(jnp.array([0.5, -0.5]), 1.0),
+    "one that is guessed": inference.Function(lambda x: -0.5 * jnp.square(x[0] * x[1] + 0.3)),
+}
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_one_step_is_weighed_by_the_law_of_its_draws_and_by_r(name):
+    """Whatever guides, and though a share of the particles moves unguided: Z is the integral of p r."""
+    process = models.GaussianDiffusion((2,), models.schedules.FixedSchedule([0.999]))
+    diffusion = models.Diffusion(
+        process, lambda t, x: dist.Normal(jnp.zeros_like(x), 0.5).to_event(1), first_step="learned"
+    )
+    target = inference.multiply(diffusion, coupled, GUIDES[name], along="lookahead")
+    found = particle_filter(jax.random.key(0), target, 20_000)
+    truth = stats.norm(0.0, np.sqrt(0.5 + 0.09)).logpdf(1.0) + np.log(np.sqrt(2.0 * np.pi) * 0.3)
+    error = np.sqrt(1.0 / float(found.ess[0]) - 1.0 / 20_000)
+    assert 0.0 < error < 0.03
+    assert abs(np.exp(float(found.log_evidence) - truth) - 1.0) < 4.0 * error
+
+
+def test_a_start_that_is_multiplied_already_is_weighed_as_such():
+    process = models.GaussianDiffusion((1,), models.schedules.FixedSchedule([0.9]))
+    r = inference.NormalObservation(jnp.array([1.0]), 1.5)
+    target = inference.multiply(models.Diffusion(process, process.step), r, along="constant")
+    found = particle_filter(jax.random.key(0), target, 20_000, threshold=0.0)
+    error = np.sqrt(1.0 / float(found.ess[0]) - 1.0 / 20_000)
+    assert 0.0 < error < 0.02
+    relative = np.exp(float(found.log_evidence) - stats.norm(0.0, np.sqrt(1.0 + 1.5**2)).logpdf(1.0))
+    assert abs(relative - 1.0) < 4.0 * error
