@@ -401,6 +401,7 @@ def _restoration_table(metrics: dict) -> Table:
     table.add_row("steps, filters x particles per datum", sizes)
     table.add_row("effective sample size, least on the way", f"{metrics['ess_min']:.1f}")
     table.add_row("ancestors at t = T, least", f"{metrics['num_ancestors_min']}")
+    table.add_row("posteriors with a reason to doubt them", f"{metrics['num_doubtful']} of {metrics['num_data']}")
     return table
 
 

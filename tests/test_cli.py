@@ -134,7 +134,7 @@ def test_a_conditional_model_is_a_classifier_and_samples_a_label(run_folder, tmp
     assert found["tempered"]["temperature"] > 0.0 and found["bayes"]["cross_entropy_nats"] > 0.0
     draws = []
     for i, options in enumerate(([], ["--context", 10], ["--context", 3])):
-        assert nedm("sample", folder, "--num", 2, "--out", tmp_path / f"{i}.npy", *options)[0] == 0
+        assert nedm("sample", folder, "--num", 100, "--out", tmp_path / f"{i}.npy", *options)[0] == 0
         draws.append(np.load(tmp_path / f"{i}.npy"))
     np.testing.assert_array_equal(draws[0], draws[1])  # no label is the null label
     assert np.any(draws[0] != draws[2])
@@ -290,6 +290,7 @@ def test_inpainting_and_denoising_leave_a_picture_draws_and_numbers(run_folder, 
         shown = capsys.readouterr().out
         metrics = json.loads((out / "metrics.json").read_text())
         assert code == 0 and f"{metrics['rmse']:.4f}" in shown and "90 %" in shown
+        assert 0 <= metrics["num_doubtful"] <= 2 and f"{metrics['num_doubtful']} of 2" in shown
         assert metrics["task"] == task and metrics["num_data"] == 2
         assert metrics["num_particles"] == 8 and metrics["num_repeats"] == 2
         assert (out / "restored.png").read_bytes()[:4] == b"\x89PNG"

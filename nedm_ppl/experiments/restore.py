@@ -11,6 +11,7 @@ How well a posterior does is judged on the coordinates that were degraded, all o
   the posterior is right. F is the distribution function of the weighted particles, whose atoms u smears.
 """
 
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from nedm_ppl.experiments.figures import write
 from nedm_ppl.files import write_json, write_netcdf, write_outputs
 from nedm_ppl.inference.multiplier import Known, Multiplier, NormalObservation
 from nedm_ppl.inference.particle_posterior import ParticlePosterior
+from nedm_ppl.inference.particle_verdict import DoubtfulPosterior
 from nedm_ppl.inference.posterior import multiply
 from nedm_ppl.models.diffusion import Diffusion
 from nedm_ppl.models.respace import respace
@@ -210,7 +212,9 @@ def restore(
         along=degradation.along,
     )
     batch_size = max(1, PARTICLES_AT_ONCE // (num_particles * num_repeats))
-    posterior.run_batch(key_filter, jnp.asarray(y), batch_size=batch_size, progress=progress)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DoubtfulPosterior)  # counted among the numbers
+        posterior.run_batch(key_filter, jnp.asarray(y), batch_size=batch_size, progress=progress)
     keys = jax.random.split(key_paper, len(y))
     paper = eqx.filter_jit(jax.vmap(lambda key, y: degradation.paper(key, diffusion, y)))(keys, jnp.asarray(y))
     error = (posterior.mean.mean - x0)[:, degraded]
@@ -250,6 +254,7 @@ def save(result: Restoration, out: Path, about: dict[str, Any]) -> dict[str, Any
         "log_evidence_nats": float(np.mean(posterior.log_evidence.mean)),
         "ess_min": float(particles.ess.min()),
         "num_ancestors_min": int(particles.num_ancestors[..., 0].min()),
+        "num_doubtful": sum(bool(reasons) for reasons in posterior.doubts),
     }
     write_json(out / "metrics.json", metrics)
 
