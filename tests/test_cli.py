@@ -1,11 +1,14 @@
 """The command line and the experiments behind it, in small: what a run leaves, and one sentence for every mistake."""
 
+import errno
 import inspect
 import json
 import math
 import re
 import shutil
-from contextlib import redirect_stderr, redirect_stdout
+import subprocess
+import sys
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 
@@ -33,7 +36,6 @@ SMALL = {
 
 def nedm(*arguments, capsys=None) -> tuple[int, str]:
     """Run the command line in this process: exit code, and what it said on standard error in one line."""
-    import sys
     from unittest.mock import patch
 
     with patch.object(sys, "argv", ["nedm", *map(str, arguments)]), pytest.raises(SystemExit) as stop:
@@ -423,6 +425,57 @@ def test_what_was_trained_is_kept_whatever_else_cannot_be_written(where, lost, t
         assert json.loads((out / "metrics.json").read_text())["train_steps"] == 20
         assert present >= {"figure1.png", "bound.nc", "thermodynamics.png"} - set(lost)
     monkeypatch.undo()
+
+
+@contextmanager
+def no_file_greater_than(size):
+    """A disk on which every greater file meets an error amid a write, as it meets a full one."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_resumes(run_folder, tmp_path, capsys):
+    name, out = "swiss-roll-rbf", tmp_path / "out"
+    sound = run_folder / name
+    state, arviz = (sound / part for part in ("checkpoint/steps/20/arrays.npz", "thermodynamics.nc"))
+    assert state.stat().st_size < arviz.stat().st_size
+    arguments = ["run", name, "--out", out, *SMALL[name]]
+    with no_file_greater_than(state.stat().st_size - 1):
+        code, said = nedm(*arguments, capsys=capsys)
+    assert code == 1 and re.fullmatch(r"nedm: the state of step 20 could not be written to .* resumed from it\.", said)
+    assert [path.name for path in out.iterdir()] == ["checkpoint"]
+    with no_file_greater_than(arviz.stat().st_size - 1):
+        code, said = nedm(*arguments, "--resume", capsys=capsys)
+    assert code == 1 and re.fullmatch(r"nedm: thermodynamics\.nc, .* --resume writes the rest\.", said)
+    assert (out / "likelihood.nc").exists() and not any(path.suffix in (".new", ".png") for path in out.iterdir())
+    code, said = nedm(*arguments, "--resume", capsys=capsys)
+    assert (code, said) == (0, "") and {path.name for path in sound.iterdir()} == {path.name for path in out.iterdir()}
+    assert (out / "model" / "arrays.npz").read_bytes() == (sound / "model" / "arrays.npz").read_bytes()
+
+
+WRITE = """
+import resource, sys, xarray
+from pathlib import Path
+from nedm_ppl.files import write_netcdf
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    write_netcdf(Path(sys.argv[1]), xarray.DataTree.from_dict({"/a": xarray.Dataset({"x": ("i", list(range(9999)))})}))
+except OSError as error:
+    print(error.errno)
+"""
+
+
+@pytest.mark.parametrize("size", [0, 800, 30_000])
+def test_a_process_that_met_a_full_disk_ends_like_any_other(size, tmp_path):
+    command = [sys.executable, "-c", WRITE, str(tmp_path / "x.nc"), str(size)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{errno.EFBIG}\n", "")
+    assert not any(tmp_path.iterdir())
 
 
 def test_numbers_are_kept_where_the_draws_cannot_be_written(run_folder, tmp_path, capsys, monkeypatch):
