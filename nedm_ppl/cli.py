@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -31,6 +32,7 @@ app = typer.Typer(
     help="Diffusion probabilistic models: the experiments of Sohl-Dickstein et al. (2015).",
 )
 console = Console()
+MOST = 1e15  # of data and scales, whose squares float32 must hold
 
 OUT = typer.Option("--out", help="Output folder; by default results/<experiment>, or results/<experiment>-<density>.")
 MODEL = typer.Argument(help="A model folder, or the output folder of an experiment.")
@@ -223,8 +225,8 @@ def denoise(
 
     def add_noise(x0: "np.ndarray") -> "Degradation":
         about["scale"] = float(x0.std()) if scale is None else scale
-        if not abs(about["scale"]) <= 1e15:  # NaN too
-            raise ValueError(f"--scale must be a number of at most 1e15; got {scale}.")
+        if not abs(about["scale"]) <= MOST:  # NaN too
+            raise ValueError(f"--scale must be a number of at most {MOST:g}; got {scale}.")
         return Noise(about["scale"])
 
     _restore(model, data, num, add_noise, about, particles, repeats, num_steps, seed, out)
@@ -317,7 +319,7 @@ def _check_new(out: Path, suffix: str) -> None:
     """Raise a ValueError where no new file of this kind can have that name, before hours are spent on what is to be in it."""
     if out.suffix != suffix:
         raise ValueError(f"--out must end in {suffix}; got {out}.")
-    if out.exists():
+    if os.path.lexists(out):  # a link to nothing too
         raise ValueError(f"--out {out} exists; name another file.")
     if not out.parent.is_dir():
         raise ValueError(f"--out must lie in a folder that is there; got {out}.")
@@ -358,10 +360,14 @@ def _read_array(file: Path, name: str = "DATA") -> "np.ndarray":
         values = np.array(np.load(file, mmap_mode="r", allow_pickle=False))
     except FileNotFoundError:
         raise ValueError(f"{name} must be a .npy file; there is nothing at {printable(file)}.") from None
-    except (ValueError, TypeError, EOFError, OSError, OverflowError, RecursionError, SyntaxError):
+    except MemoryError:
+        raise
+    except Exception:  # NumPy parses a header as Python, and raises what that raises
         values = None
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or values.ndim == 0:
         raise ValueError(f"{name} must be a .npy file that holds an array of numbers; {printable(file)} does not.")
+    if (largest := float(np.max(np.abs(values.astype(float)), initial=0.0))) > MOST:
+        raise ValueError(f"{name} must hold numbers of at most {MOST:g} in size; {printable(file)} holds {largest:g}.")
     return values
 
 
@@ -459,5 +465,7 @@ def main() -> None:
             )
         if not isinstance(error, ValueError | FloatingPointError | OSError):
             raise
-        Console(stderr=True).print(Text("nedm: ", "bold red") + Text(printable(error)), soft_wrap=True)
+        Console(stderr=True).print(
+            Text("nedm: ", "bold red") + Text(printable(" ".join(str(error).split()))), soft_wrap=True
+        )
         sys.exit(2 if isinstance(error, ValueError | FloatingPointError) else 1)

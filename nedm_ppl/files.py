@@ -100,8 +100,8 @@ def shortened(value: Any, most: int = 80) -> str:
 
 
 def printable(value: Any) -> str:
-    """A text or path with nothing in it that UTF-8 has not: JSON may hold half of a surrogate pair, a path any bytes."""
-    return str(value).encode("utf-8", "backslashreplace").decode()
+    """A text or path in one line, of characters that can be shown: a path may hold any bytes, JSON half of a surrogate pair."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
 @contextmanager

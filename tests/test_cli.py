@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -36,8 +37,6 @@ SMALL = {
 
 def nedm(*arguments, capsys=None) -> tuple[int, str]:
     """Run the command line in this process: exit code, and what it said on standard error in one line."""
-    from unittest.mock import patch
-
     with patch.object(sys, "argv", ["nedm", *map(str, arguments)]), pytest.raises(SystemExit) as stop:
         cli.main()
         raise SystemExit(0)
@@ -253,7 +252,11 @@ def test_choose_gives_an_experiment_of_its_density():
         (["{tmp}/taken.nc"], "DATA must be a .npy file that holds an array of numbers"),
         (["{tmp}/grey.npy"], "x0 must be binary, 0 or 1"),
         (["{tmp}/claims.npy"], "DATA must be a .npy file that holds an array of numbers; "),
+        (["{tmp}/header.npy"], "DATA must be a .npy file that holds an array of numbers; "),
+        (["{tmp}/great.npy"], "DATA must hold numbers of at most 1e+15 in size; "),
         (["{tmp}/n\udcffwhere.npy"], "DATA must be a .npy file; there is nothing at"),
+        (["{tmp}/no\nwhere.npy"], "no\\nwhere.npy."),
+        (["--out", "{tmp}/link.nc"], "link.nc exists; name another file."),
     ],
 )
 def test_loglik_refuses_in_one_sentence(run_folder, tmp_path, capsys, arguments, message):
@@ -263,10 +266,13 @@ def test_loglik_refuses_in_one_sentence(run_folder, tmp_path, capsys, arguments,
         about = {"descr": "<f4", "fortran_order": False, "shape": (2 * 10**13, 20)}
         np.lib.format.write_array_header_1_0(file, about)
         file.write(bytes(80))
+    (tmp_path / "header.npy").write_bytes((tmp_path / "grey.npy").read_bytes().replace(b"(3, 20)", b"(2**9, "))
+    np.save(tmp_path / "great.npy", np.full((3, 20), 1e300))
+    (tmp_path / "link.nc").symlink_to("nowhere")
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     out = [] if "--out" in arguments else ["--out", tmp_path / "loglik.nc"]
     code, said = nedm("loglik", run_folder / "heartbeat", *arguments, *out, capsys=capsys)
-    assert code == 2 and message in said
+    assert code == 2 and message in said and said.startswith("nedm: ")
 
 
 def test_loglik_of_a_model_alone_asks_for_data(run_folder, tmp_path, capsys):
@@ -313,8 +319,8 @@ def test_inpainting_and_denoising_leave_a_picture_draws_and_numbers(run_folder, 
         (["inpaint", "--mask", "{tmp}/short.npy"], "mask must be boolean and of shape (20,), one datum of this model"),
         (["inpaint", "--data", "{tmp}/nowhere.npy"], "--data must be a .npy file; there is nothing at"),
         (["inpaint", "--data", "{tmp}/short.npy"], "x0 must have trailing shape (20,)"),
-        (["denoise", "--scale", "nan"], "--scale must be a number of at most 1e15; got nan."),
-        (["denoise", "--scale", "1e300"], "--scale must be a number of at most 1e15; got 1e+300."),
+        (["denoise", "--scale", "nan"], "--scale must be a number of at most 1e+15; got nan."),
+        (["denoise", "--scale", "1e300"], "--scale must be a number of at most 1e+15; got 1e+300."),
         (["denoise", "--scale", "-1"], "scale must be positive, a standard deviation; got -1."),
         (["denoise", "--num-steps", "7"], "num_steps must lie in 2..6"),
         (["denoise", "--particles", "0"], "must be at least 1; got 0"),
@@ -379,6 +385,26 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, message, tmp_path,
     code, said = nedm(*(argument.format(tmp=tmp_path) for argument in arguments), capsys=capsys)
     assert code == 2 and message in said and "Traceback" not in said
     assert not (tmp_path / "x").exists()
+
+
+def test_a_link_to_nothing_is_no_folder_for_outputs(run_folder, tmp_path, capsys):
+    out = tmp_path / "link"
+    out.symlink_to("nowhere")
+    code, said = nedm("run", "heartbeat", "--out", out, capsys=capsys)
+    assert code == 2 and said.endswith("link is no folder; name one.")
+    code, said = nedm("denoise", run_folder / "heartbeat", "--out", out, capsys=capsys)
+    assert code == 2 and said.endswith("link exists; name another folder.")
+
+
+def test_a_mistake_is_one_line_whatever_the_path(tmp_path):
+    arguments = ["show", str(tmp_path / "no\nwhere\x1b[31m")]
+    with (
+        patch.object(sys, "argv", ["nedm", *arguments]),
+        redirect_stderr(StringIO()) as said,
+        pytest.raises(SystemExit),
+    ):
+        cli.main()
+    assert said.getvalue().count("\n") == 1 and "\x1b" not in said.getvalue()
 
 
 def test_a_mistake_under_force_or_resume_costs_nothing(run_folder, tmp_path, capsys):

@@ -36,8 +36,8 @@ def opened(out: Path, *, resume: bool, force: bool) -> Iterator[None]:
         OutputFolderError: the folder is a file, holds something else or an earlier run that neither `resume` nor `force` is
             for, or another process is at work in it.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputFolderError(f"--out {out} is a file; name a folder.")
+    if os.path.lexists(out) and not out.is_dir():
+        raise OutputFolderError(f"--out {out} is no folder; name one.")
     if resume and force:
         raise OutputFolderError("--resume goes on with a run and --force starts again; give one of them.")
     out.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ How well a posterior does is judged on the coordinates that were degraded, all o
   the posterior is right. F is the distribution function of the weighted particles, whose atoms u smears.
 """
 
+import os
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -271,7 +272,7 @@ def save(result: Restoration, out: Path, about: dict[str, Any]) -> dict[str, Any
 
 def check_out(out: Path) -> None:
     """Raise an OutputFolderError where the folder exists."""
-    if out.exists():
+    if os.path.lexists(out):
         raise OutputFolderError(f"--out {out} exists; name another folder.")
 
 
