@@ -46,7 +46,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nedm_ppl import models
-from nedm_ppl.files import locked, printable, shortened, sync
+from nedm_ppl.files import locked, npz, printable, shortened, sync
 
 __all__ = ["ModelFolderError", "load", "save"]
 
@@ -105,8 +105,7 @@ def save(diffusion: models.Diffusion, folder: str | os.PathLike, *, overwrite: b
 
 def _write(new: Path, arrays: dict[str, np.ndarray], tree: Any) -> None:
     # NumPy's files know no bfloat16: its bits are stored.
-    stored: dict[str, Any] = {name: array.view(_stored(array.dtype)) for name, array in arrays.items()}
-    np.savez(new / ARRAYS, **stored)
+    (new / ARRAYS).write_bytes(npz({name: array.view(_stored(array.dtype)) for name, array in arrays.items()}))
     document = {
         "format": FORMAT,
         "version": VERSION,

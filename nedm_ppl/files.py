@@ -1,5 +1,6 @@
 """Files that are whole or not there, whatever stops the process that writes them."""
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ except ImportError:  # not posix
 __all__ = [
     "OutputError",
     "locked",
+    "npz",
     "printable",
     "reason",
     "shortened",
@@ -53,6 +55,18 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write JSON in one piece: whole or not at all."""
     with whole(file) as stream:
         stream.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def npz(arrays: Mapping[str, Any]) -> memoryview:
+    """Arrays as the content of an `.npz` file.
+
+    It is made in memory. NumPy leaves an archive open that meets a full disk, and Python complains when that goes.
+    """
+    import numpy as np
+
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getbuffer()
 
 
 def write_netcdf(file: Path, data: Any) -> None:

@@ -1,6 +1,7 @@
 """The command line and the experiments behind it, in small: what a run leaves, and one sentence for every mistake."""
 
 import errno
+import gc
 import inspect
 import json
 import math
@@ -20,6 +21,7 @@ import xarray as xr
 from nedm_ppl import cli
 from nedm_ppl.experiments import EXPERIMENTS, choose
 from nedm_ppl.experiments.base import Split
+from nedm_ppl.inference.state_arrays import write_arrays
 from nedm_ppl.models import Diffusion
 from nedm_ppl.models.networks import PatchTransformer, ResidualMLP
 
@@ -482,6 +484,22 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(run_folder, tmp_path, c
     code, said = nedm(*arguments, "--resume", capsys=capsys)
     assert (code, said) == (0, "") and {path.name for path in sound.iterdir()} == {path.name for path in out.iterdir()}
     assert (out / "model" / "arrays.npz").read_bytes() == (sound / "model" / "arrays.npz").read_bytes()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_nothing_is_left_to_say_of_arrays_that_met_a_full_disk(share, run_folder, tmp_path, monkeypatch):
+    saved, arrays = run_folder / "heartbeat" / "model", {f"{i}": np.zeros(5000) for i in range(3)}
+    model = Diffusion.load(saved)
+    write_arrays(tmp_path / "state", arrays)
+    sizes = [(folder / "arrays.npz").stat().st_size for folder in (saved, tmp_path / "state")]
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    for size, write in zip(sizes, (model.save, lambda folder: write_arrays(folder, arrays)), strict=True):
+        with no_file_greater_than(int(share * size)), pytest.raises(OSError, match="File too large"):
+            write(tmp_path / "full")
+        assert not (tmp_path / "full").exists()
+    gc.collect()
+    assert not said
 
 
 WRITE = """

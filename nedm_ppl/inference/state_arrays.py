@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from nedm_ppl.files import sync, whole
+from nedm_ppl.files import npz, sync, whole
 
 __all__ = ["read_arrays", "write_arrays"]
 
@@ -53,7 +53,7 @@ class _Arrays(ocp.CheckpointHandler):
     def save(self, directory: Any, args: "_SaveArrays") -> None:
         folder = Path(directory)
         with whole(folder / ARRAYS) as stream:
-            np.savez(stream, **args.arrays)
+            stream.write(npz(args.arrays))
         with open(folder / ARRAYS, "rb") as file, whole(folder / DIGEST) as stream:
             stream.write(_line(hashlib.file_digest(file, "sha256").hexdigest()))
 
