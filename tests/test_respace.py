@@ -98,6 +98,22 @@ def test_a_respaced_model_is_saved_and_loaded_and_respaced_again(tmp_path):
     assert coarser.process.schedule.alpha_bar[-1] == pytest.approx(float(GAUSSIAN.schedule.alpha_bar[-1]), rel=1e-5)
 
 
+def test_steps_are_spread_evenly_in_the_log_signal_to_noise_ratio():
+    """A fine cosine chain has all the ratios there are: the spread is even to within a step, at the last step too."""
+    silent = models.VelocityPrediction(lambda t, x: jnp.zeros((2, DIM)))
+    fine = models.Diffusion(models.GaussianDiffusion((DIM,), schedules.log_snr_logistic(2000)), silent)
+    ratios = np.asarray(respace(fine, 6, spacing="log_snr").process.schedule.log_snr)
+    np.testing.assert_allclose(ratios, np.linspace(5.5, -4.0, 6), atol=0.01)
+    by_index = np.asarray(respace(fine, 6).process.schedule.log_snr)
+    assert np.ptp(np.diff(by_index)) > 1.0 > 0.02 > np.ptp(np.diff(ratios))
+    # Where nothing is left at T the last step erases, and the others are even between their ends.
+    process = models.GaussianDiffusion((DIM,), schedules.erasing(2000))
+    erased = respace(models.Diffusion(process, silent), 6, spacing="log_snr").process.schedule
+    assert erased.alpha_bar[-1] == 0.0
+    log_snr = np.log(erased.alpha_bar[1:-1]) - np.log(erased.one_minus_alpha_bar[1:-1])
+    np.testing.assert_allclose(log_snr, np.linspace(np.log(1999.0), -np.log(1999.0), 5), atol=0.5)
+
+
 def test_noise_that_erases_everything_still_does():
     coarse = respace(DIFFUSIONS["bits"](), 2)
     assert coarse.process.schedule.alpha_bar[-1] == 0.0

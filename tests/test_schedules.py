@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from nedm_ppl import models
 from nedm_ppl.models.schedules import (
@@ -137,6 +138,50 @@ def test_steps_from_losses_where_nothing_is_left(x64):
     """Even losses over an erasing chain: the signal left is spread as it was."""
     new = from_losses(erasing(5), np.array([2.0, 2.0, 2.0, 2.0]), num_steps=3)
     np.testing.assert_allclose(new.alpha_bar, [1.0, 0.8, 0.4, 0.0], atol=1e-12)
+
+
+@pytest.mark.parametrize("num_steps", [2, 40, LONG])
+def test_log_snr_logistic_is_the_logistic_quantile_function(num_steps):
+    """The shares of the steps above a ratio are those of a logistic law, cut at the two ends."""
+    schedule = log_snr_logistic(num_steps, start=5.0, end=-3.0, centre=2.0, scale=1.2)
+    law = stats.logistic(2.0, 1.2)
+    shares = law.cdf(np.asarray(schedule.log_snr, np.float64))
+    np.testing.assert_allclose(shares, np.linspace(law.cdf(5.0), law.cdf(-3.0), num_steps), atol=2e-5)
+    np.testing.assert_allclose(log_snr_logistic(1, end=-3.0).log_snr, [-3.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("start", [log_snr_linear(40), cosine(40), erasing(40)], ids=["log_snr", "cosine", "erasing"])
+def test_from_losses_gives_every_step_the_same_loss(start):
+    """Losses of a known density over the ratios (over the signal, where it vanishes): the new steps are its equal quantiles."""
+    signal = np.asarray(start.alpha_bar, np.float64)[1:]
+    noise = np.asarray(start.one_minus_alpha_bar, np.float64)[1:]
+    axis = -np.log(signal / noise) if signal[-1] > 0 else -signal
+    lost = stats.norm(np.median(axis), np.ptp(axis) / 4).cdf(axis)  # what is lost up to each ratio
+    new = from_losses(start, np.diff(lost), num_steps=9)
+    signal, noise = np.asarray(new.alpha_bar, np.float64)[1:], np.asarray(new.one_minus_alpha_bar, np.float64)[1:]
+    at = -np.log(signal / noise) if signal[-1] > 0 else -signal
+    shares = np.diff(np.interp(at, axis, lost))
+    np.testing.assert_allclose(shares, np.ptp(lost) / 8, rtol=2e-3)
+    np.testing.assert_allclose(new.one_minus_alpha_bar[1], start.one_minus_alpha_bar[1], rtol=1e-6)
+    np.testing.assert_allclose(new.alpha_bar[-1], start.alpha_bar[-1], rtol=1e-5)
+    # Noise below zero counts as nothing, and the unit is of no account.
+    again = from_losses(start, np.where(np.arange(39) < 5, -1.0, 3.0), num_steps=9)
+    flat = from_losses(start, np.where(np.arange(39) < 5, 0.0, 1.0), num_steps=9)
+    np.testing.assert_allclose(again.betas, flat.betas, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("losses", "num_steps", "message"),
+    [
+        (np.ones(3), 4, "losses must have shape (4,), those of steps 2..5; got (3,)."),
+        (np.ones(4), 1, "from_losses needs at least 2 steps, old and new; got 5 and 1."),
+        (np.zeros(4), 4, "losses must be finite and some of them above 0"),
+        (np.array([1.0, np.nan, 1.0, 1.0]), 4, "losses must be finite and some of them above 0"),
+    ],
+)
+def test_bad_losses_are_named(losses, num_steps, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_losses(erasing(5), losses, num_steps=num_steps)
 
 
 def test_cosine_is_its_formula_until_the_rate_is_capped():

@@ -98,10 +98,14 @@ def _times(rates: np.ndarray, num_steps: int, spacing: str) -> np.ndarray:
     if spacing == "index":
         place = np.linspace(1.0, last, num_steps)
     else:
-        log_alpha_bar = np.cumsum(np.log1p(-rates[: last - 1]))
-        snr = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))  # without T, where it may be minus infinity
-        place = np.interp(-np.linspace(snr[0], snr[-1], num_steps - 1), -snr, np.arange(1.0, last))
-        place = np.append(place, last)
+        with np.errstate(divide="ignore"):  # the last rate may be 1
+            log_alpha_bar = np.cumsum(np.log1p(-rates))
+        snr = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
+        # A last fine step that is longer than an even one (infinitely, where nothing is left at T) is a coarse step of its own.
+        fits = np.isfinite(snr[-1]) and snr[-2] - snr[-1] <= (snr[0] - snr[-1]) / (num_steps - 1)
+        spread = last if fits else last - 1
+        even = np.linspace(snr[0], snr[spread - 1], num_steps - (last - spread))
+        place = np.append(np.interp(-even, -snr[:spread], np.arange(1.0, spread + 1)), np.full(last - spread, last))
     times = np.maximum.accumulate(place.round().astype(int) - order) + order
     return np.minimum(times, last - num_steps + 1 + order)
 

@@ -272,8 +272,9 @@ def from_losses(schedule: Schedule, losses: ArrayLike, *, num_steps: int | None 
     lost = np.append(0.0, np.cumsum(np.maximum(losses, 0.0)))
     quantiles = lost[-1] * np.linspace(0.0, 1.0, num_steps)
 
-    alpha_bar = np.asarray(schedule.alpha_bar, np.float64)[1:]
-    one_minus = np.asarray(schedule.one_minus_alpha_bar, np.float64)[1:]
+    with jax.enable_x64(True):  # a schedule gives its rates in the precision of the moment
+        alpha_bar = np.asarray(schedule.alpha_bar, np.float64)[1:]
+        one_minus = np.asarray(schedule.one_minus_alpha_bar, np.float64)[1:]
     if alpha_bar[-1] > 0.0:
         log_snr = np.interp(quantiles, lost, np.log(alpha_bar) - np.log(one_minus))
         # The ends are the old ones to the last digit.
