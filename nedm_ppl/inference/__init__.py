@@ -8,6 +8,8 @@ from nedm_ppl.inference.classification import Classification as Classification
 from nedm_ppl.inference.classification import calibration_error as calibration_error
 from nedm_ppl.inference.classification import classify as classify
 from nedm_ppl.inference.classification import fit_temperature as fit_temperature
+from nedm_ppl.inference.comparison import Compared as Compared
+from nedm_ppl.inference.comparison import compare as compare
 from nedm_ppl.inference.conditional_filter import conditional_filter as conditional_filter
 from nedm_ppl.inference.conditional_filter import conditional_importance as conditional_importance
 from nedm_ppl.inference.conditioned import LinearGaussian as LinearGaussian

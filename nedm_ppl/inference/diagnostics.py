@@ -193,7 +193,10 @@ def likelihood_to_arviz(result: LogLikelihood, *, units: str = "nats") -> Any:
 
 
 def likelihood_to_elpd(result: LogLikelihood) -> Any:
-    """Pointwise log likelihood of held-out data as ArviZ's `ELPDData`, for `az.compare` of trained models.
+    """Pointwise log likelihood of held-out data as ArviZ's `ELPDData`.
+
+    To compare models use `inference.compare` in place of `az.compare`, which cannot know whether two numbers are of the same data
+    in the same scale; the attributes `data` and `quantity` of the pointwise values say it.
 
     The data must not have been trained on, and be the same in the same order for every model compared: differences are
     paired by datum. ArviZ before 1 knows leave-one-out estimates alone, so there `elpd_loo` is the holdout's sum;
@@ -218,6 +221,7 @@ def likelihood_to_elpd(result: LogLikelihood) -> Any:
     import xarray as xr
 
     pointwise = xr.DataArray(log_prob, dims=("datum",), coords={"datum": np.arange(log_prob.size)})
+    pointwise.attrs = {"data": result.data or "unknown", "quantity": result.unit or "unknown"}
     parts = {
         "elpd": float(log_prob.sum()),
         "se": float(np.sqrt(log_prob.size * log_prob.var())),

@@ -13,6 +13,7 @@ says what the trajectories that were drawn say. k-hat (see `pareto`) looks at th
 `spread` at the bulk, which a few trajectories cannot miss. What no trajectory saw none of them can tell.
 """
 
+import hashlib
 import math
 import warnings
 from typing import Any, NamedTuple
@@ -57,6 +58,8 @@ class LogLikelihood(NamedTuple):
         num_particles: Trajectories drawn, S, integers of shape (*batch,).
         log_weights: Log weight of every trajectory in nats, float32, shape (S, *batch); beyond a datum's own S, NaN.
         target_se: The standard error asked for, nats, or None where the number of trajectories was.
+        unit: `log density`, in the units of the model's data, or `log probability`; None where nobody said.
+        data: A hash of the data in their order, scaled as the model was given them; None where nobody said. `compare` asks both.
     """
 
     log_prob: np.ndarray
@@ -67,6 +70,8 @@ class LogLikelihood(NamedTuple):
     num_particles: np.ndarray
     log_weights: np.ndarray
     target_se: float | None = None
+    unit: str | None = None
+    data: str | None = None
 
     @classmethod
     def from_log_weights(
@@ -150,7 +155,7 @@ class LogLikelihood(NamedTuple):
         return likelihood_to_arviz(self, units=units)
 
     def to_elpd(self) -> Any:
-        """Pointwise holdout log likelihood for `az.compare`; see `diagnostics.likelihood_to_elpd`."""
+        """Pointwise holdout log likelihood for ArviZ; see `diagnostics.likelihood_to_elpd`. To compare models use `compare`."""
         from nedm_ppl.inference.diagnostics import likelihood_to_elpd
 
         return likelihood_to_elpd(self)
@@ -237,6 +242,9 @@ def log_likelihood(
     result = LogLikelihood.from_log_weights(
         log_weights.reshape(-1, *batch_shape), num_particles=count.reshape(batch_shape), target_se=target_se
     )
+    discrete = diffusion.process.stationary().is_discrete or diffusion.first_step == "quantised"
+    hashed = hashlib.sha256(repr(values.shape).encode() + np.ascontiguousarray(values, np.float32).tobytes())
+    result = result._replace(unit="log probability" if discrete else "log density", data=hashed.hexdigest())
     if not result.reached.all():
         missed = int((~result.reached).sum())
         warnings.warn(
