@@ -426,6 +426,9 @@ def _metrics_table(metrics: dict, published: str = "") -> Table:
         data = f"{likelihood['num_data']:,} data x {likelihood['num_particles']} trajectories"
         table.add_row(f"log likelihood, {data}", text(likelihood))
         k_hat = likelihood["k_hat_max"]
+        if "above_bound" in likelihood:  # not in folders of earlier versions
+            table.add_row("  bound K on the same data", text(likelihood["bound"]))
+            table.add_row("  log likelihood above K, datum by datum", text(likelihood["above_bound"]))
         table.add_row("  its largest Pareto k-hat", "unknown" if k_hat is None else f"{k_hat:.2f}")
     table.add_row("null: log likelihood under the noise law", text(metrics["null"]))
     table.add_row("K above the null", text(metrics["bound_above_null"]))

@@ -101,10 +101,19 @@ def test_a_run_leaves_model_metrics_figures_and_arviz_files(run_folder, name):
     assert sum(term["mean"] for term in metrics["terms"].values()) == pytest.approx(metrics["bound"]["mean"], abs=1e-4)
     likelihood = metrics["log_likelihood"]
     assert likelihood["num_data"] == 6 and likelihood["num_particles"] == 24 and likelihood["se"] > 0
+    # In pairs: K on the same data, and the difference, whose error is smaller than either's.
+    assert likelihood["above_bound"]["mean"] == pytest.approx(
+        likelihood["mean"] - likelihood["bound"]["mean"], abs=1e-4
+    )
     unit = EXPERIMENTS[name].nats_per_unit
+    with xr.open_dataset(folder / "bound.nc", group="bound", engine="h5netcdf") as terms:
+        same = terms["bound"].to_numpy()[:6] / unit
+        assert likelihood["bound"]["mean"] == pytest.approx(same.mean(), rel=1e-5)
     with xr.open_dataset(folder / "likelihood.nc", group="likelihood", engine="h5netcdf") as per_datum:
         assert float(per_datum["log_prob"].mean()) / unit == pytest.approx(likelihood["mean"], rel=1e-6)
         assert float(per_datum["k_hat"].max()) == likelihood["k_hat_max"]
+        above = per_datum["log_prob"].to_numpy() / unit - same
+    assert likelihood["above_bound"]["se"] == pytest.approx(above.std(ddof=1) / math.sqrt(6), rel=1e-4)
     assert {path.suffix for path in folder.iterdir()} >= {".png", ".nc", ".json"}
     for figure in folder.glob("*.png"):
         assert figure.read_bytes()[:4] == b"\x89PNG" and figure.stat().st_size > 5_000

@@ -237,6 +237,7 @@ def _metrics(
     truth = experiment.truth(split.holdout)
     null = inference.estimate(fitted.diffusion.null_log_prob(split.holdout)) * unit
     bound = inference.estimate(terms.total) * unit
+    same = np.asarray(terms.total)[: likelihood.log_prob.size]  # K on the data that the likelihood is of
     return {
         "experiment": experiment.name,
         **({} if experiment.density is None else {"density": experiment.density}),
@@ -253,6 +254,8 @@ def _metrics(
             "num_particles": experiment.likelihood_particles,
             "num_data": likelihood.log_prob.size,
             "k_hat_max": _number(likelihood.k_hat.max()),
+            "bound": _entry(inference.estimate(same) * unit),
+            "above_bound": _entry(inference.estimate(likelihood.log_prob - same) * unit),
         },
         "null": _entry(null),
         "truth": _entry(None if truth is None else _exact(truth) * unit),
