@@ -33,7 +33,9 @@ def compiled() -> Path:
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it takes its own tuning flags for a processor's, and says so at every load
+os.environ.setdefault(
+    "TF_CPP_MIN_LOG_LEVEL", "3"
+)  # it takes its own tuning flags for a processor's, and says so at every load
 gc.set_threshold(100_000, 50, 100)  # tracing makes many small objects, and few cycles
 
 import jax

@@ -178,7 +178,7 @@ def test_derivatives_match_finite_differences_and_the_log_determinant(double):
     shift = np.array([-2.0, -1.0, 1.0, 2.0])
     h, unit = 1e-2, np.eye(3)
     moved = np.asarray([*x.tolist(), 1.1]) + h * shift[:, None, None] * unit  # (4, 3, 3): point by direction
-    # The field has kinks between steps of the chain, where the solver's error is that of its tolerance: differences must not see it.
+    # The field has kinks between steps of the chain, where the solver errs by its tolerance: differences must not see it.
     values = jax.jit(jax.vmap(jax.vmap(lambda v: density(v[:2], v[2], 1e-12))))(moved)
     slopes = np.array([1.0, -8.0, 8.0, -1.0]) @ np.asarray(values) / (12.0 * h)
     np.testing.assert_allclose([*gradient[0], gradient[1]], slopes, rtol=1e-3)  # of a solver with tolerance 1e-7
