@@ -261,6 +261,24 @@ def test_memory_and_batches_change_rounding_alone(name):
     np.testing.assert_allclose(more[:6], whole[:, :3], rtol=1e-5, atol=1e-5)
 
 
+def test_numbers_of_data_share_a_few_compiled_programs(monkeypatch):
+    """A new size would be compiled anew at every call: of 33 to 40 data, one program."""
+    sizes, drawn = [], inference.likelihood.draw_log_weights
+
+    def counted(keys, *args, **options):  # runs where it is traced
+        sizes.append(len(keys))
+        return drawn(keys, *args, **options)
+
+    monkeypatch.setattr(inference.likelihood, "draw_log_weights", counted)
+    jax.clear_caches()
+    x0 = np.tile(data_of("gaussian fixed"), (40, 1))
+    whole = log_likelihood(jax.random.key(0), MODELS["gaussian fixed"], x0, num_particles=1).log_weights
+    for num in (33, 37):
+        some = log_likelihood(jax.random.key(0), MODELS["gaussian fixed"], x0[:num], num_particles=1).log_weights
+        np.testing.assert_array_equal(some, whole[:, :num])
+    assert set(sizes) == {40}
+
+
 def big_model(num_steps: int) -> models.Diffusion:
     process = models.GaussianDiffusion((20,), log_snr_linear(num_steps))
     network = models.networks.ResidualMLP((20,), (2, 20), num_steps, width=64, depth=1, key=jax.random.key(0))
