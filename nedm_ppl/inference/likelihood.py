@@ -310,7 +310,7 @@ class _Sampler:
 
 
 def _few_sizes(num: int) -> int:
-    """The next of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...: programs for a few sizes serve all, with a quarter more at most."""
+    """The next of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...: a few sizes serve all numbers, with a quarter more at most."""
     step = 2 ** max(num.bit_length() - 3, 0)
     return -(-num // step) * step
 
