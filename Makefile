@@ -1,6 +1,7 @@
 # make demo   train a diffusion model on real handwritten digits, into results/digits
 # make test   formatting, lint, types, tests
-# Both first install the package, with pinned dependencies, for the Python that PYTHON names: 3.11 or newer. Every version has an
+# make long   the tests that make test leaves out: most notebooks, long chains, training the example of digits
+# All first install the package, with pinned dependencies, for the Python that PYTHON names: 3.11 or newer. Every version has an
 # environment of its own, .venv/3.11 for one. Python 3.11 gets the lowest versions that pyproject.toml allows, a newer one the newest.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,7 +11,7 @@ VENV := .venv/$(VERSION)
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test lint types pytest install clean
+.PHONY: demo test long lint types pytest install clean
 
 demo: install
 	$(BIN)/nedm run digits --out results/digits --resume
@@ -26,6 +27,9 @@ types: install
 
 pytest: install
 	$(BIN)/pytest -n 2 --dist worksteal $(TESTS)
+
+long: install
+	$(BIN)/pytest -n 2 --dist worksteal -m long tests
 
 install: $(VENV)/installed
 

@@ -176,6 +176,7 @@ def labelled(num_steps=6):
     return models.Diffusion(process, models.VelocityPrediction(models.Conditional(network, 2)), first_step="learned")
 
 
+@pytest.mark.long
 def test_training_on_pairs_learns_what_the_context_says():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 512)

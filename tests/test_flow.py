@@ -211,6 +211,7 @@ def test_plates_predictive_vmap_and_batches():
     np.testing.assert_allclose(trace["x"]["value"], flow.transforms[0](base["x_base"]), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_nuts_samples_straight_through_the_flow():
     """A Gaussian observation of a two-dimensional mixture: the posterior is a mixture, and known."""
     means, var = mixture(2)

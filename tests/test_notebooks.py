@@ -26,7 +26,7 @@ def test_notebook_is_committed_with_outputs_and_small(path):
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=pytest.mark.central if path.stem == FIRST else ()) for path in NOTEBOOKS],
+    [pytest.param(path, marks=pytest.mark.central if path.stem == FIRST else pytest.mark.long) for path in NOTEBOOKS],
     ids=lambda path: path.stem,
 )
 def test_notebook_runs(path, monkeypatch):

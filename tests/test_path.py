@@ -174,6 +174,7 @@ def test_gradients_upstream_match_finite_differences(double, name):
 # --- posteriors ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("centred", [False, True])
 def test_nuts_on_the_path_has_the_exact_posterior_of_what_is_up_and_down_stream(centred):
     diffusion = linear()
@@ -192,6 +193,7 @@ def test_nuts_on_the_path_has_the_exact_posterior_of_what_is_up_and_down_stream(
         np.testing.assert_array_less(np.abs(moments.mean((0, 1)) - truth), STANDARD_ERRORS * error)
 
 
+@pytest.mark.long
 def test_an_autoguide_through_the_flow_non_centred():
     """The flow of a linear chain is affine, and so the posterior of its noise Gaussian: a full-rank guide can be exact."""
     diffusion = linear(schedule=log_snr_linear(8))

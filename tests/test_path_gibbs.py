@@ -166,6 +166,7 @@ def joint_draws(program, draw_others, redraw, kernel, diffusion, placeholder, nu
     return jax.jit(jax.vmap(lane))(jax.random.split(jax.random.key(1), num))
 
 
+@pytest.mark.long
 def test_geweke_on_a_gaussian_chain():
     def program(y):
         offset = numpyro.sample("offset", dist.Normal(0.0, 0.5))
@@ -306,6 +307,7 @@ for name, values in runs["sequential"].items():
 """
 
 
+@pytest.mark.long
 def test_a_chain_is_that_of_its_own_key_however_chains_are_run():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     done = subprocess.run([sys.executable, "-c", CHAINS], env={**os.environ, "XLA_FLAGS": flags}, capture_output=True)

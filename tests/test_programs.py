@@ -162,6 +162,7 @@ def test_path_gibbs_against_quadrature(name):
     assert_close(by_chain.mean(axis=0), by_chain.std(axis=0, ddof=1) / np.sqrt(8) + 1e-3, mean)
 
 
+@pytest.mark.long
 def test_particle_metropolis_against_quadrature():
     """A slope beside x, for which the clipped mean is not even monotone."""
     diffusion, y = white(1, 4), jnp.array([0.6, 0.3])
