@@ -114,11 +114,9 @@ def truth_of(name: str, slope: bool = False) -> list[float]:
     return found[0]
 
 
-def p_values(values: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Of independent repeats, shape (repeats, numbers), against the truth; an exact repetition of the truth is no miss."""
-    se = values.std(axis=0, ddof=1) / np.sqrt(len(values))
-    deviation = np.abs(values.mean(axis=0) - truth) / (se + 1e-4)  # 1e-4: float32 and the grid
-    return (2.0 * stats.t.sf(deviation, len(values) - 1)).tolist()
+def p_values(found: np.ndarray, se: np.ndarray, truth: list[float]) -> list[float]:
+    """Of numbers whose errors are those of NUM_REPEATS independent repeats; 1e-4 is what float32 and the grid may err by."""
+    return (2.0 * stats.t.sf(np.abs(found - truth) / (se + 1e-4), NUM_REPEATS - 1)).tolist()
 
 
 def by_particles(name: str, schedule: str, num_steps: int) -> dict[str, Any]:
@@ -131,13 +129,12 @@ def by_particles(name: str, schedule: str, num_steps: int) -> dict[str, Any]:
     log_z, mean = posterior.log_evidence, posterior.mean
     numbers = np.array([float(log_z.mean), *np.ravel(mean.mean)])
     errors = np.array([float(log_z.se), *np.ravel(mean.se)])
-    deviation = np.abs(numbers - truth) / (errors + 1e-4)
     single = np.asarray(posterior.particles.log_evidence, np.float64) - truth[0]
     return {
         "truth": truth,
         "found": numbers.tolist(),
         "se": errors.tolist(),
-        "p": (2.0 * stats.t.sf(deviation, NUM_REPEATS - 1)).tolist(),
+        "p": p_values(numbers, errors, truth),
         "single": float(np.median(np.abs(single))),
         "warned": list(posterior.doubts),
     }
@@ -162,11 +159,12 @@ def by_chains(kernel: Any, truth: list[float], sites: list[str], num_samples: in
     moves = float(np.mean(np.any(values[:, 1:] != values[:, :-1], axis=-1)))
     warned = [f"R-hat {r_hat:.2f}"] * (not r_hat <= 1.1) + [f"effective size {size:.0f}"] * (not size >= 100)
     means = values.mean(axis=1)
+    found, se = means.mean(axis=0), means.std(axis=0, ddof=1) / np.sqrt(NUM_REPEATS)
     return {
         "truth": truth,
-        "found": means.mean(axis=0).tolist(),
-        "se": (means.std(axis=0, ddof=1) / np.sqrt(NUM_REPEATS)).tolist(),
-        "p": p_values(means, np.asarray(truth)),
+        "found": found.tolist(),
+        "se": se.tolist(),
+        "p": p_values(found, se, truth),
         "warned": warned + [f"moves {moves:.2f}"] * (not moves >= 0.2),
     }
 
