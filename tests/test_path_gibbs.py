@@ -315,7 +315,7 @@ def test_a_chain_is_that_of_its_own_key_however_chains_are_run():
 
 
 def test_data_sets_may_be_vmapped():
-    """What a program is to its site is asked of values, which a traced y has not: as for one data set, in plates and with bits."""
+    """What a program is to its site does not hang on values: traced data give what one data set gives, in plates and with bits."""
     process = models.BernoulliDiffusion((2,), models.schedules.erasing(3))
     bits = models.Diffusion(process, models.BitPrediction(lambda t, x: 2.0 * x - 1.0), first_step="learned")
 
