@@ -1,6 +1,6 @@
 # make demo   train a diffusion model on real handwritten digits, into results/digits
 # make test   formatting, lint, types, tests
-# make long   the tests that make test leaves out: most notebooks, long chains, training the example of digits
+# make long   what make test leaves out: most notebooks, long chains, and all but some cases of a test that has many
 # All first install the package, with pinned dependencies, for the Python that PYTHON names: 3.11 or newer. Every version has an
 # environment of its own, .venv/3.11 for one. Python 3.11 gets the lowest versions that pyproject.toml allows, a newer one the newest.
 

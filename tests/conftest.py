@@ -8,6 +8,7 @@ that level for a normal mean.
 import gc
 import hashlib
 import os
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,6 +56,24 @@ NUM_COMPARISONS = 1200
 SIGNIFICANCE = FAILURE_RATE / NUM_COMPARISONS
 STANDARD_ERRORS = 4.0
 assert 2.0 * stats.norm.sf(STANDARD_ERRORS) <= SIGNIFICANCE
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test marked `cases(n)`, n cases spread over all run by default; the others are marked long."""
+    tests = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("cases"):
+            tests[item.parent, item.originalname].append(item)
+    for cases in tests.values():
+        number = cases[0].get_closest_marker("cases").args[0]
+        stride = max(1, len(cases) // number)
+        kept = {
+            i * len(cases) // number + i % stride for i in range(number)
+        }  # i % stride: not always the same last parameter
+        for i, item in enumerate(cases):
+            if i not in kept:
+                item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture

@@ -119,6 +119,7 @@ def posterior_of(key, r, *args):
     return posterior.log_evidence.mean
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("name", TRACED)
 def test_conveniences_that_cannot_be_traced_name_what_can(name):
     function, pure = TRACED[name]
@@ -231,6 +232,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_and_counts_are_taken_as_they_are_typed(name):
     assert SHAPES[name]()

@@ -107,6 +107,7 @@ def test_a_rare_flip_keeps_its_digits_in_float32():
                 np.testing.assert_allclose(logits, expected, atol=4e-6)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("rate", [0.2, 0.5, 0.7])
 def test_equation_14_is_off_by_the_excess_mean(rate):
     schedule = FixedSchedule([0.1, 0.2, 0.3, 0.4])

@@ -65,6 +65,7 @@ def many(key, diffusion, x0, num: int, num_times=None):
 # --- against the truth --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("process", [GAUSSIAN, BERNOULLI], ids=["gaussian", "bernoulli"])
 def test_with_the_forward_kernel_in_reverse_every_trajectory_weighs_the_same(process):
     """Reversibility: log p(x_{0..T}) - log q(x_{1..T} | x_0) = log pi(x_0), whatever the trajectory."""
@@ -77,6 +78,7 @@ def test_with_the_forward_kernel_in_reverse_every_trajectory_weighs_the_same(pro
         np.testing.assert_allclose(exact.bits_log_prob(diffusion), process.null_log_prob(x0), rtol=1e-5)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.central
 @bits
 def test_a_chain_of_bits_by_enumeration(name):
@@ -91,6 +93,7 @@ def test_a_chain_of_bits_by_enumeration(name):
     assert_mean(np.exp(np.asarray(weights, np.float64) - log_prob), 1.0)
 
 
+@pytest.mark.cases(1)
 @bits
 def test_more_trajectories_come_closer_from_below(name):
     """E log of the n-trajectory average rises with n from K towards log p(x_0)."""
@@ -160,6 +163,7 @@ def test_the_best_bound_on_the_heartbeat_is_reached_by_the_exact_kernel():
 # --- every way of drawing it --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cases(2)
 @pytest.mark.central
 @every_model
 def test_terms_sum_to_the_bound(name):
@@ -174,6 +178,7 @@ def test_terms_sum_to_the_bound(name):
     assert np.all(terms.divergences > -1e-5)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["gaussian quantised", "bernoulli fixed"])
 def test_a_subsample_of_steps_has_the_expectation_of_all(name):
     diffusion, x0 = MODELS[name], data_of(name)
@@ -237,6 +242,7 @@ def test_a_chain_of_one_step_has_no_diffusion_term():
         np.testing.assert_allclose(terms.total, process.null_log_prob(x0), rtol=1e-5)
 
 
+@pytest.mark.cases(2)
 @every_model
 def test_the_trajectory_bound_is_trace_elbo_in_expectation(name):
     diffusion, x0 = MODELS[name], data_of(name)
@@ -261,6 +267,7 @@ def test_particles_are_averaged():
     assert 4.0 < np.var(one) / np.var(eight) < 16.0
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), inference.TrajectoryBound(None), inference.TrajectoryBound(2)])
 def test_scale_mask_and_plates_apply_as_in_trace_elbo(elbo):
     diffusion = models.Diffusion(GAUSSIAN, GAUSSIAN.step)
@@ -293,6 +300,7 @@ def test_scale_mask_and_plates_apply_as_in_trace_elbo(elbo):
 # --- gradients ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(("first_step", "num_times"), [("fixed", None), ("learned", 2)])
 def test_gradients_of_network_and_schedule_against_finite_differences(x64, first_step, num_times):
     schedule = LearnedSchedule(log_snr_linear(5))
@@ -365,6 +373,7 @@ def laplace(t, x):
     return dist.Laplace(0.9 * x, 0.6).to_event(1)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("kernel", [mixture, laplace])
 def test_a_kernel_without_a_closed_form_is_unbiased(kernel):
     """One step integrated on a grid: x_1 and x_2 given x_0 in one dimension."""

@@ -151,6 +151,7 @@ def no_global():
     GLOBAL["value"] = None
 
 
+@pytest.mark.central
 @pytest.mark.parametrize("name", [*HOLDERS, *SEALED])
 def test_a_latent_that_the_prior_depends_on_is_noticed_wherever_it_is_held(name):
     """x = 3 is N(weight, ...) given the weight: the weight's posterior is not its prior, which NUTS returned."""
@@ -164,6 +165,7 @@ def test_a_latent_that_the_prior_depends_on_is_noticed_wherever_it_is_held(name)
         MCMC(NUTS(program), num_warmup=2, num_samples=2, progress_bar=False).run(jax.random.key(0))
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("name", HOLDERS)
 def test_chains_of_a_held_value_leave_vmap_and_jit_with_it(name):
     values, key = jnp.array([-2.0, 0.0, 3.0]), jax.random.key(0)
@@ -217,6 +219,7 @@ def test_nuts_moves_a_latent_that_a_kernel_holds_where_the_prior_has_a_density()
     np.testing.assert_allclose(weight.std(), 0.5, atol=0.05)
 
 
+@pytest.mark.central
 def test_particle_methods_find_the_latent_too():
     def program():
         weight = numpyro.sample("weight", dist.Normal(0.0, 1.0))
@@ -229,6 +232,7 @@ def test_particle_methods_find_the_latent_too():
         )
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("kind", ["reverse", "forward", "prior", "flow"])
 def test_distributions_over_a_program_pickle(kind):
     network = models.networks.ResidualMLP((1,), (2, 1), 3, width=4, depth=1, key=jax.random.key(0))
@@ -256,6 +260,7 @@ def program(y):
     numpyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("kind", ["program", "multiplier"])
 def test_a_posterior_by_particles_pickles_before_and_after_its_run(kind):
     y, key = jnp.array([0.3]), jax.random.key(0)

@@ -39,6 +39,7 @@ both_families = pytest.mark.parametrize("name", PROCESSES)
 both_directions = pytest.mark.parametrize("reverse", [False, True])
 
 
+@pytest.mark.cases(2)
 @pytest.mark.central
 @both_families
 @both_directions
@@ -83,6 +84,7 @@ def test_shapes(name, reverse):
     assert chain.is_discrete == (name == "bernoulli")
 
 
+@pytest.mark.cases(2)
 @both_families
 @both_directions
 def test_expand_draws_independent_trajectories_of_the_same_law(name, reverse):
@@ -127,6 +129,7 @@ def test_a_trajectory_is_stored_ascending_whatever_its_direction(name):
             chain.at(path, 1)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.central
 @both_families
 @both_directions
@@ -137,6 +140,7 @@ def test_sample_end_is_the_end_of_sample(name, reverse):
     np.testing.assert_array_equal(chain.sample_end(key, (4,)), chain.at(path, 1 if reverse else 4))
 
 
+@pytest.mark.cases(2)
 @both_families
 @both_directions
 def test_chunks_do_not_change_the_log_prob(name, reverse):
@@ -150,6 +154,7 @@ def test_chunks_do_not_change_the_log_prob(name, reverse):
     assert chunked[0].expand((2, 3)).chunk_size == 1
 
 
+@pytest.mark.cases(2)
 @both_families
 @both_directions
 def test_a_chain_is_a_pytree(name, reverse):
@@ -192,6 +197,7 @@ def test_vmap_over_data_is_a_batch_of_chains(name):
         np.testing.assert_allclose(alone(key, x0)[0], path, rtol=1e-5)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.central
 @both_families
 @both_directions
@@ -258,6 +264,7 @@ def test_trajectories_of_bits_have_the_law_their_log_prob_says(reverse, signific
         assert (chi_square(counts, law) > significance) == is_right
 
 
+@pytest.mark.cases(1)
 @both_directions
 def test_trajectories_of_reals_have_the_law_their_log_prob_says(reverse, significance):
     """Twice the excess of -log p over its least value is chi-square with one degree of freedom per state."""
@@ -312,6 +319,7 @@ def _is_jaxpr(x) -> bool:
     return hasattr(x, "eqns") or hasattr(getattr(x, "jaxpr", None), "eqns")
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["gaussian", "bernoulli", "sample"])
 def test_the_program_does_not_grow_with_the_number_of_steps(name):
     sizes, seconds = {}, {40: [], 4000: []}

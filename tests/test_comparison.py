@@ -44,6 +44,7 @@ def test_data_of_another_scale_are_refused_and_a_jacobian_makes_them_comparable(
     assert table["scaled"].below_best.se == pytest.approx((own - other).std(ddof=1) / math.sqrt(20), rel=1e-3)
 
 
+@pytest.mark.central
 def test_a_result_and_its_elpd_say_what_they_are_of(results):
     result = results["as they are"]
     assert result.unit == "log density" and result.data == of(X.astype(np.float64)).data

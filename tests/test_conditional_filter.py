@@ -65,6 +65,7 @@ def moves(diffusion, paths, num_particles, along):
     return jax.jit(jax.vmap(move))(jax.random.split(jax.random.key(7), len(paths)), paths)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("num_particles", "along", "num"), [(2, "constant", NUM), (4, "lookahead", NUM), (16, "constant", NUM // 4)]
 )
@@ -96,6 +97,7 @@ def without_the_first(key, log_weights):
     return jax.random.categorical(key, log_weights.at[0].set(-jnp.inf))
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(("name", "wrong"), [("resample", keeping_r), ("choose", without_the_first)])
 def test_a_wrong_weight_fails_the_same_test(bits, monkeypatch, name, wrong):
     diffusion, law, paths = bits
@@ -103,6 +105,7 @@ def test_a_wrong_weight_fails_the_same_test(bits, monkeypatch, name, wrong):
     assert p_value(moves(diffusion, paths, 4, "constant")[2], law) < SIGNIFICANCE
 
 
+@pytest.mark.central
 def test_ancestors_are_drawn_by_weight_and_the_kept_one_by_its_transition_too():
     """Of four particles, unevenly weighted: w r for all but the kept way, whose ancestor has w p(kept | x) and no r."""
     log_weights, log_r = jnp.array([0.0, -3.0, -2.0, -4.0]), jnp.array([1.0, 0.0, -1.0, 2.0])

@@ -59,6 +59,7 @@ def test_log_likelihoods_are_those_of_the_model_given_each_context():
     np.testing.assert_allclose(found.log_prob[2], alone.log_prob[2], rtol=1e-5)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("num_times", [None, 2])
 def test_bounds_are_those_of_the_model_given_each_context(num_times):
     rows, labels = PAIRS

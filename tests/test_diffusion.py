@@ -83,6 +83,7 @@ def test_permuting_time_breaks_it(process):
 # --- objectives ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cases(2)
 @both_families
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), RenyiELBO(0.0, num_particles=4)], ids=["Trace_ELBO", "RenyiELBO"])
 def test_plates_scale_a_minibatch_to_all_data(process, elbo):
@@ -216,6 +217,7 @@ def test_samples_of_reals_have_their_linear_gaussian_law(significance):
         assert (min(p_values) > significance) == is_right
 
 
+@pytest.mark.cases(3)
 @both_families
 @pytest.mark.parametrize("sample_shape", [(), (3,), (2, 3)])
 def test_a_trajectory_ends_in_the_sample(process, sample_shape):

@@ -75,6 +75,7 @@ def test_an_earlier_run_comes_back_whole_where_the_new_one_has_not_begun(tmp_pat
     assert count > len(EARLIER) - 1
 
 
+@pytest.mark.central
 def test_an_earlier_run_goes_for_good_where_the_new_one_has_begun(tmp_path, monkeypatch):
     count, going = 0, True
     while going:

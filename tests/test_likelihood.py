@@ -92,6 +92,7 @@ def random_truth():
 # --- against the truth --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("num_steps", [1, 4, 200])
 @pytest.mark.parametrize("family", ["gaussian", "bernoulli"])
 @pytest.mark.parametrize("first_step", ["fixed", "learned"])
@@ -178,6 +179,7 @@ def test_grey_levels_have_probabilities_that_sum_to_one():
 # --- the weights --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cases(2)
 @every_model
 def test_a_log_weight_is_the_difference_of_two_log_probabilities(name):
     diffusion, x0 = MODELS[name], jnp.tile(jnp.asarray(data_of(name), float), (3, 1))
@@ -219,6 +221,7 @@ def long_chain(family: str):
     return models.Diffusion(process, models.DriftVariance(lambda t, x: 0.01 * jnp.stack([jnp.sin(x), x]))), np.ones(64)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(("family", "allowed", "gain"), [("bits", 2e-4, 0.5), ("reals", 1e-2, 4.0)])
 def test_digits_over_two_thousand_steps(family, allowed, gain):
     """Against float64 on one trajectory; what is left is the kernels' own rounding, 6e-8 |x| / sd a coordinate and step."""
@@ -246,6 +249,7 @@ def test_digits_over_two_thousand_steps(family, allowed, gain):
     assert np.abs(apart - truth).max() > gain * np.abs(ours - truth).max()
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["gaussian fixed", "gaussian quantised", "bernoulli learned"])
 def test_memory_and_batches_change_rounding_alone(name):
     diffusion, x0 = MODELS[name], np.tile(data_of(name), (5, 1))
@@ -303,6 +307,7 @@ def test_the_compiled_program_keeps_to_the_limit_whatever_the_number_of_steps():
 # --- in expectation -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["gaussian learned", "bernoulli fixed"])
 def test_it_is_the_renyi_elbo_of_order_zero(name):
     diffusion, x0 = MODELS[name], data_of(name)

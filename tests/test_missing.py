@@ -58,6 +58,7 @@ HONOURED = {
 }
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("name", HONOURED)
 def test_a_multiplier_without_the_missing_values_is_the_same(name):
     missing, without = (build() for build in HONOURED[name])
@@ -71,6 +72,7 @@ def test_a_multiplier_without_the_missing_values_is_the_same(name):
     np.testing.assert_allclose(ours.mean, theirs.mean, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.central
 @pytest.mark.parametrize("name", ["normal, masked", "linear, NaN"])
 def test_multiply_and_its_posterior_are_those_without_the_missing_values(name):
@@ -126,6 +128,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.cases(1)
 @pytest.mark.central
 @pytest.mark.parametrize("name", ["a masked law", "masked elements"])
 def test_particle_posterior_of_missing_elements(name):
@@ -138,6 +141,7 @@ def test_particle_posterior_of_missing_elements(name):
     np.testing.assert_allclose(posterior.sd, np.sqrt([0.2, 1.0]), atol=0.05)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_path_gibbs_of_missing_elements(name):
     program, mean = PROGRAMS[name]
@@ -154,6 +158,7 @@ def test_path_gibbs_of_missing_elements(name):
     np.testing.assert_allclose(draws.std(axis=0), np.sqrt(np.where(np.array(mean) > 0, 0.2, 1.0)), atol=0.1)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_particle_metropolis_of_missing_elements(name):
     """With an offset b ~ N(0, 1) beside: y = x + b + noise, so that E b = y / (1 + 1 + .25) where one value is seen."""

@@ -45,6 +45,8 @@ GAUSSIAN = {
 }
 
 
+@pytest.mark.central
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("power", [1.0, 0.3])
 @pytest.mark.parametrize("name", GAUSSIAN)
 def test_a_normal_law_times_a_gaussian_observation(name, power):
@@ -86,6 +88,7 @@ DISCRETE = {
 }
 
 
+@pytest.mark.cases(5)
 @pytest.mark.parametrize("power", [1.0, 0.3])
 @pytest.mark.parametrize("name", DISCRETE)
 def test_a_discrete_law_times_what_factorises(name, power):
@@ -144,6 +147,7 @@ HARD = {
 }
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", HARD)
 def test_a_guess_is_a_law_whose_density_is_that_of_its_draws(name):
     product = tilt(NORMAL, as_multiplier(HARD[name])).law
@@ -168,6 +172,7 @@ LINES = {
 }
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", LINES)
 def test_a_function_of_one_coordinate_is_tabulated_to_a_tenth_of_a_nat(name):
     axis = jnp.linspace(-8.0, 8.0, 400_001)
@@ -211,6 +216,7 @@ def test_every_bit_is_moved_by_its_own_ratio():
     np.testing.assert_allclose(bits.base_dist.logits - BITS.base_dist.logits, [0.0, 1.0, -2.0], atol=1e-6)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("rows", [1, 2, 3, 40])
 def test_compressed_rows_move_a_law_as_all_of_them_do(rows):
     rng = np.random.default_rng(rows)

@@ -31,6 +31,7 @@ def awake(network):
     return jax.tree.unflatten(structure, moved)
 
 
+@pytest.mark.cases(4)
 @pytest.mark.central
 @every_network
 @pytest.mark.parametrize("event", [(), (3,), (2, 2)])
@@ -42,6 +43,7 @@ def test_silent_at_the_start_and_not_after(build, event):
     assert np.all(awake(network)(1, x) != 0.0)
 
 
+@pytest.mark.cases(1)
 @every_network
 def test_the_output_depends_on_time_and_on_every_coordinate(build):
     network = awake(build((3,), (4,)))
@@ -90,6 +92,7 @@ def transformer(event, output, patch=2):
     )
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(("event", "output"), [((4, 6), (4, 6)), ((4, 4, 3), (4, 4, 2)), ((4, 4), (4, 4, 5))])
 def test_the_transformer_is_silent_at_the_start_and_not_after(event, output):
     network, x = transformer(event, output), jnp.ones(event)

@@ -100,6 +100,7 @@ def test_a_prior_that_depends_on_latents_and_a_constrained_one_are_exact():
     assert 0.5 < still.mean() < 0.95
 
 
+@pytest.mark.central
 def test_a_proposal_is_held_against_the_evidence_that_was_accepted():
     """Whatever the old values would be estimated at anew: against one far below every proposal is taken, far above none."""
     kernel = ParticleMetropolis(program, num_particles=4)

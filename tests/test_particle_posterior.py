@@ -79,6 +79,8 @@ def instances():
     return cases, runs, paper
 
 
+@pytest.mark.central
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("which", [0, 1], ids=["diagonal", "jacobian"])
 def test_linear_gaussian_posteriors_and_evidence_are_exact(instances, which):
     cases, runs, _ = instances
@@ -173,6 +175,7 @@ def independent_distance(law) -> float:
     return float(0.5 * np.abs(counts - law).sum(axis=1).mean())
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("along", ["constant", "power", "lookahead", lambda t, x: 0.5 * table_log_r(x)])
 def test_every_state_of_an_enumerated_posterior(enumerated, along):
     diffusion, law, z = enumerated
@@ -191,6 +194,7 @@ def test_every_state_of_an_enumerated_posterior(enumerated, along):
     assert distance <= 1.5 * independent_distance(law)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("along", ["constant", "power", "lookahead"])
 def test_the_evidence_is_unbiased_over_100_runs_of_few_particles(enumerated, along):
     diffusion, _, z = enumerated
@@ -199,6 +203,7 @@ def test_the_evidence_is_unbiased_over_100_runs_of_few_particles(enumerated, alo
     assert_mean(np.exp(np.asarray(run(jax.random.split(jax.random.key(6), 100)), np.float64)) / z, 1.0)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(("along", "repeats"), [("lookahead", 8), ("forward", 200)])
 def test_known_bits(enumerated, along, repeats):
     diffusion, _, _ = enumerated
@@ -259,6 +264,7 @@ def test_one_particle_and_a_constant_r_that_closes_is_the_papers_sampler():
     np.testing.assert_allclose(particles.x, target.sample(key, (1,)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.central
 def test_one_step_with_an_exact_product_has_no_variance():
     process = models.GaussianDiffusion((2,), models.schedules.FixedSchedule([0.999]))
     diffusion = models.Diffusion(
@@ -486,6 +492,7 @@ def several(y):
         numpyro.sample("y", dist.Normal(numpyro.sample("x", MODEL.prior()), 1.0).to_event(1), obs=y)
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize(
     ("make", "args", "message"),
     [

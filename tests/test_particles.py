@@ -63,6 +63,7 @@ GUIDES = {
 }
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", GUIDES)
 def test_one_step_is_weighed_by_the_law_of_its_draws_and_by_r(name):
     """Whatever guides, and though a share of the particles moves unguided: Z is the integral of p r."""
@@ -78,6 +79,7 @@ def test_one_step_is_weighed_by_the_law_of_its_draws_and_by_r(name):
     assert abs(np.exp(float(found.log_evidence) - truth) - 1.0) < 4.0 * error
 
 
+@pytest.mark.central
 def test_a_start_that_is_multiplied_already_is_weighed_as_such():
     process = models.GaussianDiffusion((1,), models.schedules.FixedSchedule([0.9]))
     r = inference.NormalObservation(jnp.array([1.0]), 1.5)

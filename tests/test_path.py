@@ -143,6 +143,7 @@ def route(name, diffusion):
     return models.sample_path("x", diffusion, centred=name == "centred")
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["flow", "centred", "noise"])
 def test_gradients_upstream_match_finite_differences(double, name):
     process = models.GaussianDiffusion((2,), log_snr_linear(4))

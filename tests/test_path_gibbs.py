@@ -333,6 +333,7 @@ def test_data_sets_may_be_vmapped():
         jax.tree.map(lambda one, all_: np.testing.assert_allclose(one, all_[1], rtol=1e-5), alone[:2], first[:2])
 
 
+@pytest.mark.central
 def test_equal_keys_give_equal_chains():
     kernel = smallest()
     first, second = (kernel.init(jax.random.key(0), 0, None, (Y,), {}) for _ in range(2))
@@ -342,6 +343,7 @@ def test_equal_keys_give_equal_chains():
     assert not np.array_equal(once.path, sweep(once).path)
 
 
+@pytest.mark.central
 def test_a_site_that_is_conditioned_needs_no_block():
     given = handlers.condition(hierarchy, {"b": jnp.array([0.5, -0.5])})
     kernel = Gibbs([(PathGibbs(given, num_particles=4), ["a"]), (NUTS(given), None)])

@@ -41,6 +41,7 @@ def test_entropies_of_the_words_are_the_published_ones(density):
     assert entropy + 2.0 * math.log(scale) == pytest.approx(floor, abs=1e-4)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.central
 def test_draws_have_the_density(density):
     name, entropy = density

@@ -101,6 +101,8 @@ def assert_close(estimate, se, truth):
     )
 
 
+@pytest.mark.central
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_particle_posterior_against_quadrature(name):
     dim, num_steps, law, y = PROGRAMS[name]
@@ -123,6 +125,7 @@ def test_a_scale_round_an_observation_is_a_power_of_it():
     assert posterior.log_evidence.se < 2e-3
 
 
+@pytest.mark.cases(1)
 @pytest.mark.filterwarnings("ignore:doubt this posterior")
 @pytest.mark.parametrize("along", ["unguided", "constant", "power"])
 def test_every_way_along_the_chain_has_the_same_truth(along):
@@ -144,6 +147,7 @@ def test_a_function_is_as_well_served_as_a_program():
     assert posterior.log_evidence.se < 0.02
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["clipped", "masked"])
 def test_path_gibbs_against_quadrature(name):
     dim, num_steps, law, y = PROGRAMS[name]
@@ -317,7 +321,8 @@ def correlated(t, x, *, process):
     return dist.MultivariateNormal(jnp.sqrt(1.0 - rate) * x, rate * covariance)
 
 
-@pytest.mark.parametrize("first_step", ["fixed", "learned"])
+@pytest.mark.cases(1)
+@pytest.mark.parametrize("first_step", ["learned", "fixed"])
 def test_a_correlated_kernel_weighs_its_own_draws(first_step):
     process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(6))
     diffusion = models.Diffusion(process, partial(correlated, process=process), first_step=first_step)
@@ -346,7 +351,8 @@ def mixture_kernel(t, x, *, process):
     ).to_event(1)
 
 
-@pytest.mark.parametrize("first_step", ["fixed", "learned"])
+@pytest.mark.cases(1)
+@pytest.mark.parametrize("first_step", ["learned", "fixed"])
 def test_a_mixture_kernel_weighs_its_own_draws(first_step):
     """Its marginal is on a grid: each step a convolution."""
     process = models.GaussianDiffusion((1,), models.schedules.log_snr_linear(4))

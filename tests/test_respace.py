@@ -34,6 +34,7 @@ DIFFUSIONS = {
 DATA = {"levels": np.array([[-1.0, 0.0, 2.0], [0.0, 0.0, -1.0]]), "bits": np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])}
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", DIFFUSIONS)
 def test_the_coarse_chain_has_the_fine_chains_laws_at_its_times(name, spacing):
@@ -52,6 +53,7 @@ def test_the_coarse_chain_has_the_fine_chains_laws_at_its_times(name, spacing):
     np.testing.assert_allclose(coarse.first_kernel(x).log_prob(x), fine.first_kernel(x).log_prob(x), rtol=1e-5)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", DIFFUSIONS)
 def test_with_all_its_steps_it_is_the_same_model(name):
     fine = DIFFUSIONS[name]()
@@ -60,6 +62,7 @@ def test_with_all_its_steps_it_is_the_same_model(name):
     np.testing.assert_allclose(*same, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_exact_kernels_stay_exact_over_longer_steps(spacing):
     """Data that are noise already: every trajectory of the coarse chain, too, weighs log pi(x_0)."""

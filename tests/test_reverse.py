@@ -97,6 +97,7 @@ def test_the_prediction_of_noise_reverses_noise(name):
     np.testing.assert_allclose(silent_velocity.mean, PROCESS.step(3, X).mean, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("name", PREDICTIONS)
 @pytest.mark.parametrize("first_step", ["fixed", "learned"])
 def test_zero_gain_on_isotropic_data(name, first_step):
@@ -127,6 +128,7 @@ def test_the_exact_prediction_of_gaussian_data_is_the_exact_reversal(mean, var, 
     np.testing.assert_allclose(kernel.variance, np.tile(np.diag(cov[t - 1]), (3, 1)), rtol=1e-4)
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
 @pytest.mark.parametrize("event", [(), (2,), (2, 2)])
 def test_a_network_sees_one_datum_whatever_the_batch(batch, event):
@@ -195,6 +197,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_made_for_another_number_of_steps_is_refused(name):
     """On 6 steps the readouts per step gave NaN, and the others the features of times beyond T."""
@@ -210,6 +213,7 @@ def test_a_network_made_for_another_number_of_steps_is_refused(name):
             assert models.Diffusion(models.GaussianDiffusion(shape, log_snr_linear(4)), kind(inner)).num_steps == 4
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("num_steps", [10, 10_000])
 def test_samples_of_an_untrained_noise_prediction_are_within_its_bound(num_steps):
     """Unbounded they reach 689 and 682,047."""

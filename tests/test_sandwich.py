@@ -71,6 +71,7 @@ def test_both_sides_close_on_the_truth(log_prob):
     assert gaps[2] < 0.01
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("family", ["bits", "reals"])
 def test_there_is_no_gap_where_every_trajectory_weighs_the_same(family):
     process = PROCESS if family == "bits" else models.GaussianDiffusion((2, 2), log_snr_linear(50))

@@ -23,6 +23,8 @@ def definite(size: int, batch: tuple[int, ...] = (3, 2)) -> np.ndarray:
     return scale[:, None] * (root @ np.swapaxes(root, -1, -2) + size * np.eye(size, dtype=np.float32)) * scale
 
 
+@pytest.mark.central
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("size", [1, 2, 6, LARGEST_UNROLLED + 1])
 def test_against_lapack(size):
     matrix, vectors = definite(size), np.random.default_rng(1).normal(size=(3, 2, size, 2)).astype(np.float32)

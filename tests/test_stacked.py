@@ -127,6 +127,7 @@ def assert_laws_of_a_stack(one, stack, plates, batch):
         np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.cases(16)
 @every_diffusion
 @pytest.mark.parametrize("plates", [(), (1,), (2,), (3, 2)])
 def test_the_law_of_a_stack_is_the_independent_laws(name, plates):
@@ -136,6 +137,7 @@ def test_the_law_of_a_stack_is_the_independent_laws(name, plates):
     assert_laws_of_a_stack(one, stack, plates, (5,))
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("plates", [(2,), (3, 2)])
 @pytest.mark.parametrize("contexts", ["one", "each", "whole kernel"])
 def test_contexts_are_the_rows_own(plates, contexts):
@@ -192,6 +194,7 @@ def prior_moments(diffusion):
     return mean, var
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     ("kind", "outside"),
     [

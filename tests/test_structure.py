@@ -67,6 +67,7 @@ def test_known_answers(name):
     assert np.all(mark.affine == affine)
 
 
+@pytest.mark.cases(10)
 @pytest.mark.parametrize("name", CASES)
 def test_no_derivative_where_no_source_is_and_no_curvature_where_it_is_affine(name):
     """A mark may say too much, and never too little."""

@@ -170,6 +170,7 @@ def test_a_learned_schedule_ends_better_than_a_start_that_is_not_the_best():
     np.testing.assert_allclose(fitted.diffusion.process.schedule.rates[0], 0.05, rtol=1e-6)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "options",
     [
