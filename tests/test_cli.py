@@ -136,11 +136,16 @@ def test_truth_is_exact_where_it_is_known(run_folder):
     assert heartbeat["truth"]["mean"] == pytest.approx(-math.log2(5), rel=1e-9) and heartbeat["truth"]["se"] is None
     roll = json.loads((run_folder / "swiss-roll" / "metrics.json").read_text())
     assert abs(roll["truth"]["mean"] + 1.9243) < 4 * roll["truth"]["se"]
+
+
+@pytest.mark.long
+def test_grey_levels_have_no_truth_and_bits_per_pixel(run_folder):
     digits = json.loads((run_folder / "digits" / "metrics.json").read_text())
     assert digits["truth"] == {"mean": None, "se": None}
     assert digits["bits_per_dim_discrete"]["mean"] == -digits["bound"]["mean"]
 
 
+@pytest.mark.long
 def test_a_conditional_model_is_a_classifier_and_samples_a_label(run_folder, tmp_path, capsys):
     folder = run_folder / "digits-conditional"
     found = json.loads((folder / "metrics.json").read_text())["classification"]
@@ -154,8 +159,6 @@ def test_a_conditional_model_is_a_classifier_and_samples_a_label(run_folder, tmp
     assert np.any(draws[0] != draws[2])
     code, _ = nedm("loglik", folder, "--num", 2, "--particles", 2, "--out", tmp_path / "of_holdout.nc")
     assert code == 0
-    code, said = nedm("sample", run_folder / "digits", "--context", 3, "--out", tmp_path / "x.npy", capsys=capsys)
-    assert code == 2 and "context is for a network that takes one" in said
 
 
 def test_a_finished_run_can_be_resumed_and_says_the_same(run_folder):
@@ -185,6 +188,8 @@ def test_a_folder_of_other_origin_is_not_touched_even_by_force(tmp_path, capsys)
 
 @pytest.mark.central
 def test_samples_are_the_models_and_nothing_is_overwritten(run_folder, tmp_path, capsys):
+    code, said = nedm("sample", run_folder / "heartbeat", "--context", 3, "--out", tmp_path / "x.npy", capsys=capsys)
+    assert code == 2 and "context is for a network that takes one" in said
     out = tmp_path / "samples.npy"
     code, _ = nedm("sample", run_folder / "heartbeat", "--num", 7, "--out", out)
     samples = np.load(out)
@@ -220,6 +225,7 @@ def test_loglik_writes_every_datum_and_a_table(run_folder, tmp_path, capsys):
         assert stats["log_weight"].dims == ("trajectory", "datum") and stats["log_weight"].shape == (40, 20)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["plane", "gray-code"])
 def test_an_experiment_of_a_density_says_what_it_loses_on_the_truth(run_folder, name, tmp_path, capsys):
     metrics = json.loads((run_folder / name / "metrics.json").read_text())

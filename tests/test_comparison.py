@@ -56,6 +56,21 @@ def test_a_result_and_its_elpd_say_what_they_are_of(results):
     assert found.attrs["data"] == result.data and found.attrs["quantity"] == "log density"
 
 
+def test_models_from_elsewhere_are_compared_by_their_own_weights(results):
+    """N(x; 0, I) in closed form against the chain, which is N(0, I): equal on every datum."""
+    exact = (-0.5 * np.sum(X.astype(float) ** 2, axis=1) - math.log(2 * math.pi))[None]
+    other = inference.LogLikelihood.from_log_weights(exact, data=X, unit="log density")
+    table = inference.compare({"chain": results["as they are"], "closed form": other})
+    assert {name: of.below_best.mean for name, of in table.items()} == pytest.approx(
+        {"chain": 0, "closed form": 0}, abs=1e-5
+    )
+    with pytest.raises(ValueError, match=r"unit must be one of log density, log probability; got 'bits'\."):
+        inference.LogLikelihood.from_log_weights(exact, data=X, unit="bits")
+    with pytest.raises(ValueError, match="the same data in the same order and scale"):
+        shifted = inference.LogLikelihood.from_log_weights(exact, data=X + 1.0, unit="log density")
+        inference.compare({"chain": results["as they are"], "shifted": shifted})
+
+
 def test_what_cannot_be_compared_is_named(results):
     first = results["as they are"]
     bits = of(np.zeros((20, 2)), models.Diffusion(BITS, BITS.step))
@@ -63,7 +78,11 @@ def test_what_cannot_be_compared_is_named(results):
     for others, options, message in (
         ({}, {}, "results must hold at least two models"),
         ({"b": first}, {"log_jacobian": {"c": 0.0}}, "and those of log_jacobian; got ['a', 'b'] and ['c']."),
-        ({"b": bare}, {}, "results['b'] must say what it is of; got log weights alone. Use log_likelihood."),
+        (
+            {"b": bare},
+            {},
+            "results['b'] must say what it is of; got log weights alone. Give data and unit to from_log_weights.",
+        ),
         ({"b": bits}, {}, "got 20 of log probability for 'b' and 20 of log density for 'a'."),
         ({"b": of(X[:19])}, {}, "got 19 of log density for 'b' and 20 of log density for 'a'."),
         ({"b": of(X[::-1])}, {}, "those of 'a' and 'b' differ"),

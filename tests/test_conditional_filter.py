@@ -10,7 +10,7 @@ import pytest
 from jax.scipy.special import logsumexp
 
 from nedm_ppl import models
-from nedm_ppl.inference import conditional_filter, conditional_importance, multiply
+from nedm_ppl.inference import BernoulliObservation, conditional_filter, conditional_importance, multiply
 from nedm_ppl.inference.conditional_filter import choose, resample
 from nedm_ppl.inference.posterior import Look
 from tests.conftest import SIGNIFICANCE, assert_mean, chi_square
@@ -81,6 +81,16 @@ def test_exact_draws_stay_exact_draws(bits, num_particles, along, num):
     assert not (moved_later & held_later).any() and not (moved_after & held_after).any()
     # Neither move is the identity, which would pass everything above; two particles move least.
     assert np.all(moved_later.mean(axis=0)[1:] > 0.02) and np.all(moved_after.mean(axis=0) > 0.02)
+
+
+def test_a_guide_that_is_not_r_leaves_exact_draws_exact(bits):
+    diffusion, law, paths = bits
+    guide = BernoulliObservation(jnp.array([0.0, 1.0]), 0.2)
+    target = multiply(diffusion, log_r, guide, along="constant")
+    keys = jax.random.split(jax.random.key(8), len(paths))
+    after = jax.jit(jax.vmap(lambda key, path: conditional_filter(key, target, path, 4)))(keys, paths)
+    assert p_value(after, law) > SIGNIFICANCE
+    assert np.asarray(after != paths).any(axis=2).mean(axis=0).min() > 0.1
 
 
 def keeping_r(key, log_weights, look, kept):
@@ -154,5 +164,10 @@ def test_one_of_several_by_weight():
 
     after = jax.jit(jax.vmap(from_the_law))(keys)
     assert_mean(np.asarray(after[:, None] == np.arange(4)), law)
+    # From 0 to j: w_j / (S - w_0) to be proposed, and (S - w_0) / (S - w_j), if that is below 1, to be accepted.
+    moved = jax.jit(jax.vmap(lambda key: choose(key, log_weights)))(keys)
+    accepted = np.minimum(1.0, (1.0 - law[0]) / (1.0 - law))
+    rates = np.where(np.arange(4) > 0, law / (1.0 - law[0]) * accepted, 0.0)
+    assert_mean(np.asarray(moved[:, None] == np.arange(1, 4)), rates[1:])
     nothing = jnp.full(3, -jnp.inf)
     assert choose(jax.random.key(0), nothing) == 0 and choose(jax.random.key(0), nothing.at[2].set(0.0)) == 2

@@ -162,6 +162,7 @@ def test_hutchinson_is_unbiased_and_its_error_is_right():
 # --- derivatives, programs ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_derivatives_match_finite_differences_and_the_log_determinant(double):
     """With respect to the value, and a scale upstream of the model's own arrays."""
     model = chain(dim=2, num_steps=20)

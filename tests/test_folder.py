@@ -144,11 +144,14 @@ def test_all_that_an_experiment_writes_is_known():
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_every_request_to_end_is_a_keyboard_interrupt(name):
     number = getattr(signal, name)
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), interrupts.stoppable():
-        os.kill(os.getpid(), number)
-        time.sleep(5)
-    assert interrupts.received == [number] and signal.getsignal(number) == before
+    before = signal.signal(number, signal.default_int_handler)  # nohup has SIGHUP ignored, and so it would stay
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts.stoppable():
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        assert interrupts.received == [number] and signal.getsignal(number) == signal.default_int_handler
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_request_waits_for_imports_and_is_not_lost_where_python_drops_it(monkeypatch):

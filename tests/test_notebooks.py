@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-FIRST = "hierarchy"  # the one of the central part
+FIRST = "hierarchy"  # runs in CI, with the newest versions
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "examples" / "notebooks").glob("*.ipynb"))
 
 
@@ -26,7 +26,10 @@ def test_notebook_is_committed_with_outputs_and_small(path):
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=pytest.mark.central if path.stem == FIRST else pytest.mark.long) for path in NOTEBOOKS],
+    [
+        pytest.param(path, marks=[pytest.mark.long] + [pytest.mark.notebook] * (path.stem == FIRST))
+        for path in NOTEBOOKS
+    ],
     ids=lambda path: path.stem,
 )
 def test_notebook_runs(path, monkeypatch):

@@ -332,6 +332,7 @@ def test_a_hierarchy_of_gaussian_rows_has_its_closed_form():
     assert np.all(np.abs(posterior.mean.mean - truth) <= 4.0 * posterior.mean.se)
 
 
+@pytest.mark.long
 def test_many_observations_side_by_side():
     ys = Y + jnp.arange(3.0)[:, None]
     batched = ParticlePosterior(program, num_particles=100, num_repeats=2)
@@ -384,6 +385,7 @@ def test_a_program_that_is_not_gaussian_against_a_grid():
     assert abs(posterior.mean.mean[0] - density @ grid / z) <= 4.0 * posterior.mean.se[0]
 
 
+@pytest.mark.long
 def test_a_product_over_coordinates_is_recognised_and_exact(enumerated):
     diffusion, _, _ = enumerated
     order = jnp.array([6, 0, 3, 3])  # a coordinate seen twice, and four not at all

@@ -57,8 +57,8 @@ def coupled(x):
 
 
 GUIDES = {
-    "its own": None,
     "another that closes": inference.NormalObservation(jnp.array([0.5, -0.5]), 1.0),
+    "its own": None,
     "one that is guessed": inference.Function(lambda x: -0.5 * jnp.square(x[0] * x[1] + 0.3)),
 }
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -350,6 +351,29 @@ def test_a_site_that_is_conditioned_needs_no_block():
     state = kernel.init(jax.random.key(0), 5, None, (Y,), {})
     assert set(state.z) == {"a", "offset", "z"}
     assert "of the path moved" in kernel.get_diagnostics_str(state)
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_moved_says_which_times_the_last_sweep_changed(rows):
+    """Of one trajectory yes or no at every time, of a plate's the share of its rows."""
+    process = models.BernoulliDiffusion((2,), models.schedules.erasing(3))
+    bits = models.Diffusion(process, models.BitPrediction(lambda t, x: 2.0 * x - 1.0), first_step="learned")
+
+    def program():
+        with numpyro.plate("rows", rows) if rows else nullcontext():
+            x = numpyro.sample("x", bits.prior())
+            numpyro.sample("y", dist.Bernoulli(jnp.where(x > 0.5, 0.8, 0.2)).to_event(1), obs=jnp.ones_like(x))
+
+    kernel, seen = PathGibbs(program, num_particles=2), []
+    state = kernel.init(jax.random.key(0), 0, None, (), {})
+    step = jax.jit(lambda state: kernel.sample(state, (), {}))
+    for _ in range(20):
+        before, state = state, step(state)
+        paths = (np.concatenate([of.z["x"][None], of.path]).reshape(4, rows or 1, 2) for of in (before, state))
+        changed = np.not_equal(*paths).any(axis=2).mean(axis=1)
+        np.testing.assert_allclose(state.moved, changed, rtol=1e-6)
+        seen.append(changed)
+    assert any(0.0 < np.mean(changed) < 1.0 for changed in seen)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------------

@@ -452,6 +452,7 @@ def test_a_filter_that_loses_its_particles_says_so():
     assert sound.doubts == ()
 
 
+@pytest.mark.long
 def test_one_more_latent_that_changes_what_a_site_is():
     """Gaussian in x at slope 0 only: structure holds for every value of the slope, and the guide is right at each."""
     diffusion = white(1, 4)

@@ -59,7 +59,9 @@ def compare(
     values = {}
     for name, result in results.items():
         if result.data is None or result.unit is None:
-            raise ValueError(f"results[{name!r}] must say what it is of; got log weights alone. Use log_likelihood.")
+            raise ValueError(
+                f"results[{name!r}] must say what it is of; got log weights alone. Give data and unit to from_log_weights."
+            )
         if result.log_prob.shape != reference.log_prob.shape or result.unit != reference.unit:
             raise ValueError(
                 f"results must be of the same data in one unit; got {result.log_prob.size} of {result.unit} for {name!r} and "

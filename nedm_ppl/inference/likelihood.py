@@ -37,6 +37,7 @@ __all__ = ["LogLikelihood", "TargetNotReachedWarning", "log_likelihood"]
 
 BITS = 1.0 / math.log(2.0)
 DEFAULT_MEMORY = 2**28
+UNITS = ("log density", "log probability")
 
 
 class TargetNotReachedWarning(UserWarning):
@@ -75,16 +76,29 @@ class LogLikelihood(NamedTuple):
 
     @classmethod
     def from_log_weights(
-        cls, log_weights: ArrayLike, *, num_particles: ArrayLike | None = None, target_se: float | None = None
+        cls,
+        log_weights: ArrayLike,
+        *,
+        num_particles: ArrayLike | None = None,
+        target_se: float | None = None,
+        data: ArrayLike | None = None,
+        unit: str | None = None,
     ) -> "LogLikelihood":
-        """The estimate that log weights give, trajectories first, shape (S, *batch).
+        """The estimate that log weights give, trajectories first, shape (S, *batch): those of any model with latents.
 
         Args:
             log_weights: In nats.
             num_particles: How many of each datum's were drawn, the first ones; by default all.
             target_se: Kept as the label of an adaptive estimate.
+            data: The data that the weights are of, shape (*batch, *event), to be compared with other models on.
+            unit: "log density" or "log probability", to be compared by.
+
+        Raises:
+            ValueError: a unit of another name, or masked weights or data.
         """
         check_unmasked("log_weights", log_weights)
+        if unit not in (None, *UNITS):
+            raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
         log_weights = np.asarray(log_weights)
         count = np.full(log_weights.shape[1:], len(log_weights)) if num_particles is None else np.asarray(num_particles)
         parts = np.empty((5, *count.shape))
@@ -92,7 +106,8 @@ class LogLikelihood(NamedTuple):
             chosen = count == number
             parts[:, chosen] = _statistics(log_weights[: int(number), chosen])
         log_prob, se, ess, k_hat, spread = parts
-        return cls(log_prob, se, ess, k_hat, spread, count, log_weights, target_se)
+        named = None if data is None else _hash(data)
+        return cls(log_prob, se, ess, k_hat, spread, count, log_weights, target_se, unit, named)
 
     @property
     def flagged(self) -> np.ndarray:
@@ -239,12 +254,14 @@ def log_likelihood(
             log_weights = np.concatenate([log_weights, fresh])
             count[active] += more
 
-    result = LogLikelihood.from_log_weights(
-        log_weights.reshape(-1, *batch_shape), num_particles=count.reshape(batch_shape), target_se=target_se
-    )
     discrete = diffusion.process.stationary().is_discrete or diffusion.first_step == "quantised"
-    hashed = hashlib.sha256(repr(values.shape).encode() + np.ascontiguousarray(values, np.float32).tobytes())
-    result = result._replace(unit="log probability" if discrete else "log density", data=hashed.hexdigest())
+    result = LogLikelihood.from_log_weights(
+        log_weights.reshape(-1, *batch_shape),
+        num_particles=count.reshape(batch_shape),
+        target_se=target_se,
+        data=values,
+        unit=UNITS[discrete],
+    )
     if not result.reached.all():
         missed = int((~result.reached).sum())
         warnings.warn(
@@ -254,6 +271,13 @@ def log_likelihood(
             stacklevel=2,
         )
     return result
+
+
+def _hash(data: ArrayLike) -> str:
+    """Of data in their order and scale, rounded to float32."""
+    check_unmasked("data", data)
+    values = np.ascontiguousarray(data, np.float32)
+    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
 
 
 class _Sampler:
