@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nedm_ppl import models
-from nedm_ppl.models.path import path_end
+from nedm_ppl.models._path import path_end
 
 MEAN, SLOPE = np.array([0.3, -0.2]), np.array([0.8, -0.4])
 COV = np.array([[0.5, 0.2], [0.2, 0.7]])

@@ -19,8 +19,8 @@ from rich.table import Table
 from speed import DIM, build, closed_forms, compare
 
 from nedm_ppl import models
-from nedm_ppl.inference.likelihood import DEFAULT_MEMORY
-from nedm_ppl.inference.weights import draw_log_weights, plan
+from nedm_ppl.inference.likelihood._likelihood import DEFAULT_MEMORY
+from nedm_ppl.inference.likelihood._weights import draw_log_weights, plan
 
 NUM_STEPS, ROUNDS = 1000, {1: 15, 64: 15, 1024: 5}  # rounds for every number of trajectories
 

@@ -19,7 +19,7 @@ from scipy import stats
 
 from nedm_ppl import models
 from nedm_ppl.inference import LogLikelihood, k_threshold, log_likelihood
-from nedm_ppl.models.schedules import FixedSchedule, log_snr_linear
+from nedm_ppl.models.chain.schedules import FixedSchedule, log_snr_linear
 
 POOL, REPEATS, NUM_DATA = 8192, 32, 200
 # Dimension, steps, factor of the kernel's mean, factor of its variance.

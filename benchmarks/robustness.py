@@ -39,10 +39,10 @@ from rich.console import Console
 from rich.table import Table
 
 from nedm_ppl import cli, data, inference, models
-from nedm_ppl.checkpoint import ModelFolderError, _json_sha256
 from nedm_ppl.experiments import EXPERIMENTS, restore
 from nedm_ppl.experiments.base import Split
-from nedm_ppl.inference.resume import CheckpointError
+from nedm_ppl.inference.training._resume import CheckpointError
+from nedm_ppl.models._saving import ModelFolderError, _json_sha256
 
 WELL, SENTENCE, TRACEBACK, ANOTHER = OUTCOMES = ("well", "in one sentence", "in a traceback", "as another model")
 HUNG_AFTER, MEMORY = 300, 12 * 2**30  # s and bytes of address space, of one command

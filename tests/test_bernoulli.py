@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nedm_ppl import inference, models
-from nedm_ppl.models.schedules import FixedSchedule, LearnedSchedule, erasing, log_snr_linear
+from nedm_ppl.models.chain.schedules import FixedSchedule, LearnedSchedule, erasing, log_snr_linear
 
 RATES = st.floats(0.05, 0.95)
 BETAS = st.tuples(st.lists(st.floats(1e-3, 0.95), min_size=1, max_size=3), st.booleans()).map(

@@ -16,7 +16,7 @@ from numpyro.infer import MCMC, NUTS
 from numpyro.infer.gibbs import Gibbs
 
 from nedm_ppl import inference, models
-from nedm_ppl.models.captured import combine, partition
+from nedm_ppl.models.chain._captured import combine, partition
 
 PROCESS = models.GaussianDiffusion((1,), models.schedules.log_snr_linear(3))
 GLOBAL = {"value": None}

@@ -19,7 +19,7 @@ from scipy import stats
 
 from nedm_ppl import models
 from nedm_ppl.models import MarkovChain
-from nedm_ppl.models.schedules import FixedSchedule, erasing, log_snr_linear
+from nedm_ppl.models.chain.schedules import FixedSchedule, erasing, log_snr_linear
 
 BETAS = [0.1, 0.3, 0.2, 0.5]
 PROCESSES = {

@@ -17,9 +17,10 @@ import optax
 import pytest
 from numpyro.infer import SVI, Trace_ELBO
 
-from nedm_ppl import checkpoint, files, models
-from nedm_ppl.checkpoint import ModelFolderError
+from nedm_ppl import files, models
+from nedm_ppl.models import _saving as checkpoint
 from nedm_ppl.models import networks, schedules
+from nedm_ppl.models._saving import ModelFolderError
 
 T, SHAPE = 3, (4,)
 KEY = jax.random.key(0)

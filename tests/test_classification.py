@@ -10,7 +10,7 @@ from scipy.special import log_softmax, softmax
 
 from nedm_ppl import inference, models
 from nedm_ppl.inference import Classification
-from nedm_ppl.models.schedules import erasing
+from nedm_ppl.models.chain.schedules import erasing
 
 KEY = jax.random.key(0)
 

@@ -11,8 +11,8 @@ from jax.scipy.special import logsumexp
 
 from nedm_ppl import models
 from nedm_ppl.inference import BernoulliObservation, conditional_filter, conditional_importance, multiply
-from nedm_ppl.inference.conditional_filter import choose, resample
-from nedm_ppl.inference.posterior import Look
+from nedm_ppl.inference.posterior._conditional_filter import choose, resample
+from nedm_ppl.inference.posterior._posterior import Look
 from tests.conftest import SIGNIFICANCE, assert_mean, chi_square
 from tests.exact import product_law, reverse_matrices, states
 
@@ -111,7 +111,7 @@ def without_the_first(key, log_weights):
 @pytest.mark.parametrize(("name", "wrong"), [("resample", keeping_r), ("choose", without_the_first)])
 def test_a_wrong_weight_fails_the_same_test(bits, monkeypatch, name, wrong):
     diffusion, law, paths = bits
-    monkeypatch.setattr(import_module("nedm_ppl.inference.conditional_filter"), name, wrong)
+    monkeypatch.setattr(import_module("nedm_ppl.inference.posterior._conditional_filter"), name, wrong)
     assert p_value(moves(diffusion, paths, 4, "constant")[2], law) < SIGNIFICANCE
 
 

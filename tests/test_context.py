@@ -15,8 +15,8 @@ from numpyro.infer import Predictive, Trace_ELBO
 
 from nedm_ppl import inference, models
 from nedm_ppl.models import networks
-from nedm_ppl.models.respace import respace
-from nedm_ppl.models.schedules import FixedSchedule, erasing
+from nedm_ppl.models._respace import respace
+from nedm_ppl.models.chain.schedules import FixedSchedule, erasing
 
 KEY = jax.random.key(0)
 BITS = models.BernoulliDiffusion((3,), erasing(4), rate=0.3)

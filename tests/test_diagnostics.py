@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference import diagnostics
+from nedm_ppl.inference import _arviz as diagnostics
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)

@@ -18,7 +18,7 @@ from numpyro.infer.util import log_density
 from scipy import stats
 
 from nedm_ppl import inference, models
-from nedm_ppl.models.schedules import FixedSchedule, LearnedSchedule, erasing, log_snr_linear
+from nedm_ppl.models.chain.schedules import FixedSchedule, LearnedSchedule, erasing, log_snr_linear
 
 GAUSSIAN = models.GaussianDiffusion((2,), FixedSchedule([0.1, 0.3, 0.2, 0.5]))
 BERNOULLI = models.BernoulliDiffusion((2,), erasing(4), rate=0.3)

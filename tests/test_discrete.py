@@ -15,8 +15,8 @@ from scipy import stats
 from scipy.special import log_softmax, logsumexp
 
 from nedm_ppl import inference, models
-from nedm_ppl.models.discrete import quantise
-from nedm_ppl.models.schedules import FixedSchedule, erasing, log_snr_linear
+from nedm_ppl.models.chain.schedules import FixedSchedule, erasing, log_snr_linear
+from nedm_ppl.models.reverse._discrete import quantise
 
 BETAS = [0.1, 0.3, 0.2, 1.0]
 PROBS = np.array([0.1, 0.6])

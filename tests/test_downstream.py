@@ -9,7 +9,7 @@ import pytest
 from numpyro import handlers
 
 from nedm_ppl import models
-from nedm_ppl.inference.downstream import Downstream, diffusion_site, guide
+from nedm_ppl.inference.posterior._downstream import Downstream, diffusion_site, guide
 
 PROCESS = models.GaussianDiffusion((3,), models.schedules.log_snr_linear(4))
 MODEL = models.Diffusion(PROCESS, PROCESS.step)

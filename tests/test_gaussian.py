@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nedm_ppl import inference, models
-from nedm_ppl.models.schedules import FixedSchedule, erasing, log_snr_linear
+from nedm_ppl.models.chain.schedules import FixedSchedule, erasing, log_snr_linear
 
 BETAS = st.lists(st.floats(1e-3, 0.95), min_size=2, max_size=4)
 SHAPES = st.sampled_from([(), (1,), (3,), (2, 2)])

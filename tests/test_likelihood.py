@@ -17,10 +17,11 @@ from numpyro.infer import RenyiELBO
 from scipy import stats
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference import LogLikelihood, diagnostics, log_likelihood, pareto_k, trajectory_log_weight
-from nedm_ppl.inference.likelihood import _draw
-from nedm_ppl.inference.weights import _accurate_sum, plan
-from nedm_ppl.models.schedules import FixedSchedule, _derived, erasing, log_snr_linear
+from nedm_ppl.inference import LogLikelihood, log_likelihood, pareto_k, trajectory_log_weight
+from nedm_ppl.inference import _arviz as diagnostics
+from nedm_ppl.inference.likelihood._likelihood import _draw
+from nedm_ppl.inference.likelihood._weights import _accurate_sum, plan
+from nedm_ppl.models.chain.schedules import FixedSchedule, _derived, erasing, log_snr_linear
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)

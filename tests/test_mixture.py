@@ -9,7 +9,7 @@ from conftest import assert_mean
 from scipy.special import expit, logsumexp, softmax
 
 from nedm_ppl import models
-from nedm_ppl.models.schedules import FixedSchedule
+from nedm_ppl.models.chain.schedules import FixedSchedule
 
 BETAS, RATE = [0.1, 0.3, 0.2, 1.0], 0.3
 PROCESS = models.BernoulliDiffusion((3,), FixedSchedule(BETAS), rate=RATE)

@@ -15,11 +15,11 @@ from nedm_ppl.inference import (
     NormalObservation,
     Product,
 )
-from nedm_ppl.inference.local import MOST_COORDINATES, WIDENED
-from nedm_ppl.inference.multiplier import as_multiplier
-from nedm_ppl.inference.proposals import defended
-from nedm_ppl.inference.tabulated import guide_of
-from nedm_ppl.inference.tilted import tilt
+from nedm_ppl.inference.posterior._local import MOST_COORDINATES, WIDENED
+from nedm_ppl.inference.posterior._multiplier import as_multiplier
+from nedm_ppl.inference.posterior._proposals import defended
+from nedm_ppl.inference.posterior._tabulated import guide_of
+from nedm_ppl.inference.posterior._tilted import tilt
 from nedm_ppl.models import Levels
 from tests.exact import states
 

@@ -14,8 +14,8 @@ from scipy import stats
 
 from nedm_ppl import inference, models
 from nedm_ppl.inference import ParticlePosterior, multiply, particle_filter
-from nedm_ppl.inference.downstream import Downstream, diffusion_site, guide
-from nedm_ppl.inference.posterior import Lookahead
+from nedm_ppl.inference.posterior._downstream import Downstream, diffusion_site, guide
+from nedm_ppl.inference.posterior._posterior import Lookahead
 from tests.conftest import assert_mean, standard_error
 from tests.exact import bits_log_prob, linear_data_law, linear_reverse, states
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from nedm_ppl.inference import Particles
-from nedm_ppl.inference.particle_verdict import doubts
+from nedm_ppl.inference.posterior._particle_verdict import doubts
 
 REPEATS, NUM, TIMES = 3, 1000, 5
 

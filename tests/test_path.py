@@ -18,8 +18,8 @@ from numpyro.infer.util import log_density
 from scipy import stats
 
 from nedm_ppl import models
-from nedm_ppl.models.path import path_end
-from nedm_ppl.models.schedules import FixedSchedule, erasing, log_snr_linear
+from nedm_ppl.models._path import path_end
+from nedm_ppl.models.chain.schedules import FixedSchedule, erasing, log_snr_linear
 
 KEY = jax.random.key(0)
 MEAN, SLOPE, COV = np.array([0.3, -0.2]), np.array([[0.8], [-0.4]]), np.array([[0.5, 0.2], [0.2, 0.7]])

@@ -7,7 +7,7 @@ import pytest
 
 from nedm_ppl import inference, models
 from nedm_ppl.inference import multiply
-from nedm_ppl.inference.proposals import log_density
+from nedm_ppl.inference.posterior._proposals import log_density
 
 NORMAL = inference.NormalObservation(jnp.array([0.9, jnp.nan, -0.4]), jnp.array([0.5, 1.0, 0.2]))
 LINEAR = inference.LinearObservation(

@@ -8,7 +8,7 @@ import pytest
 
 from nedm_ppl import models
 from nedm_ppl.models import networks, schedules
-from nedm_ppl.models.respace import SPACINGS, respace
+from nedm_ppl.models._respace import SPACINGS, respace
 from tests.exact import log_weights
 from tests.test_checkpoint import assert_same, noisy
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nedm_ppl import inference, models
 from nedm_ppl.models import networks
-from nedm_ppl.models.schedules import FixedSchedule, cosine, erasing, log_snr_linear
+from nedm_ppl.models.chain.schedules import FixedSchedule, cosine, erasing, log_snr_linear
 
 BETAS = [0.05, 0.2, 0.3, 0.4, 0.6]
 PROCESS = models.GaussianDiffusion((2,), FixedSchedule(BETAS))

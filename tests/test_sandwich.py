@@ -11,7 +11,7 @@ from conftest import assert_mean
 from scipy.special import xlogy
 
 from nedm_ppl import inference, models
-from nedm_ppl.models.schedules import FixedSchedule, log_snr_linear
+from nedm_ppl.models.chain.schedules import FixedSchedule, log_snr_linear
 
 PROCESS = models.BernoulliDiffusion((4,), FixedSchedule((0.1, 0.3, 0.4, 0.6)), rate=0.3)
 BITS = models.Diffusion(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nedm_ppl import models
-from nedm_ppl.models.schedules import (
+from nedm_ppl.models.chain.schedules import (
     FixedSchedule,
     LearnedSchedule,
     cosine,

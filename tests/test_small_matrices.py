@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nedm_ppl.inference.small_matrices import (
+from nedm_ppl.laws._small_matrices import (
     LARGEST_UNROLLED,
     cholesky,
     compressed,

@@ -15,8 +15,8 @@ from numpyro.infer import MCMC
 
 from nedm_ppl import models
 from nedm_ppl.inference import PathGibbs
-from nedm_ppl.models.schedules import FixedSchedule, LearnedSchedule, log_snr_linear
-from nedm_ppl.models.stacked import stacked
+from nedm_ppl.models._stacked import stacked
+from nedm_ppl.models.chain.schedules import FixedSchedule, LearnedSchedule, log_snr_linear
 
 SCHEDULE = FixedSchedule([0.1, 0.3, 0.2, 0.5])
 GAUSSIAN = models.GaussianDiffusion((2,), SCHEDULE)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nedm_ppl.inference.structure import Mark, structure
+from nedm_ppl.inference.program._structure import Mark, structure
 
 X = jnp.zeros(4)
 

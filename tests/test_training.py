@@ -16,8 +16,8 @@ import optax
 import pytest
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference.resume import TrainingRecord
-from nedm_ppl.inference.training import _minibatches
+from nedm_ppl.inference.training._fit import _minibatches
+from nedm_ppl.inference.training._resume import TrainingRecord
 
 KEY = jax.random.key(0)
 
@@ -206,7 +206,7 @@ SCRIPT = """
     import sys, time
     sys.path.insert(0, {tests!r})
     from test_training import correlated, fit
-    from nedm_ppl.inference.resume import TrainingRecord
+    from nedm_ppl.inference.training._resume import TrainingRecord
     add = TrainingRecord.add_steps
     def slowly(self, *arguments):
         time.sleep(0.05)

@@ -24,8 +24,8 @@ from nedm_ppl import inference
 from nedm_ppl.experiments.figures import thermodynamics_figure
 from nedm_ppl.experiments.folder import CHECKPOINT, OutputFolderError, opened
 from nedm_ppl.files import OutputError, reason, write_json, write_netcdf, write_outputs
-from nedm_ppl.inference.evaluation import Estimate
-from nedm_ppl.models.diffusion import Diffusion
+from nedm_ppl.inference.bound._evaluation import Estimate
+from nedm_ppl.models._diffusion import Diffusion
 
 __all__ = ["Experiment", "OutputFolderError", "Result", "Split", "run"]
 

@@ -20,7 +20,7 @@ from nedm_ppl.experiments.base import Experiment, Result, Split
 from nedm_ppl.experiments.digits import PIXELS, discrete, shift
 from nedm_ppl.experiments.digits import training as digits_training
 from nedm_ppl.experiments.figures import training_figures, write
-from nedm_ppl.models.respace import respace
+from nedm_ppl.models._respace import respace
 
 __all__ = ["DIGITS_CONDITIONAL"]
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from nedm_ppl.files import locked, sync
-from nedm_ppl.inference.resume import BEGUN, DESCRIPTION
+from nedm_ppl.inference.training._resume import BEGUN, DESCRIPTION
 
 __all__ = ["CHECKPOINT", "OUTPUTS", "OutputFolderError", "opened"]
 

@@ -18,7 +18,7 @@ import optax
 from jax import Array
 
 from nedm_ppl import data, inference, models
-from nedm_ppl.data.plane import check_plane
+from nedm_ppl.data._plane import check_plane
 from nedm_ppl.experiments.base import Experiment, Result, Split
 from nedm_ppl.experiments.figures import write
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from nedm_ppl import data, inference
-from nedm_ppl.data.plane import check_plane
+from nedm_ppl.data._plane import check_plane
 from nedm_ppl.experiments.base import Experiment, Result, Split
 from nedm_ppl.experiments.figures import write
 from nedm_ppl.experiments.swiss_roll import build, training

@@ -27,12 +27,12 @@ from jax import Array
 from nedm_ppl.experiments.base import OutputFolderError
 from nedm_ppl.experiments.figures import write
 from nedm_ppl.files import write_json, write_netcdf, write_outputs
-from nedm_ppl.inference.multiplier import Known, Multiplier, NormalObservation
-from nedm_ppl.inference.particle_posterior import ParticlePosterior
-from nedm_ppl.inference.particle_verdict import DoubtfulPosterior
-from nedm_ppl.inference.posterior import multiply
-from nedm_ppl.models.diffusion import Diffusion
-from nedm_ppl.models.respace import respace
+from nedm_ppl.inference.posterior._multiplier import Known, Multiplier, NormalObservation
+from nedm_ppl.inference.posterior._particle_posterior import ParticlePosterior
+from nedm_ppl.inference.posterior._particle_verdict import DoubtfulPosterior
+from nedm_ppl.inference.posterior._posterior import multiply
+from nedm_ppl.models._diffusion import Diffusion
+from nedm_ppl.models._respace import respace
 
 __all__ = ["HIDDEN", "Degradation", "Hidden", "Noise", "Restoration", "hidden", "restore", "save"]
 

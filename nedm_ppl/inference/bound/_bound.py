@@ -1,0 +1,265 @@
+r"""The paper's bound K, per datum and per step, and as a NumPyro ELBO (Section 2.4, Appendix B, equations 10-15).
+
+$$\log p(x_0) \ge K(x_0) = - \underbrace{\mathrm{KL}(q(x_T | x_0) \| \pi)}_{\text{prior}}
+  - \underbrace{\sum_{t=2}^{T} \mathrm{E}\, \mathrm{KL}\big(q(x_{t-1} | x_t, x_0) \,\|\, p(x_{t-1} | x_t)\big)}_{\text{diffusion}}
+  + \underbrace{\mathrm{E} \log p(x_0 | x_1)}_{\text{first step}},$$
+
+expectations under $q(x_t | x_0)$. Every divergence and entropy is analytic, so the only Monte Carlo is over $x_t$, and
+each term needs $x_t$ alone: steps are drawn independently, any subset of them is an unbiased estimate, and memory does not
+depend on T. This is the exact expectation; the paper's equation 14 replaces the cross-entropies to $\pi$ by $H_p(X_T)$,
+which holds in the mean over data of unit second moment (or mean `rate`), and never per datum.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+from numpyro.distributions import MaskedDistribution
+from numpyro.handlers import replay, seed, substitute, trace
+from numpyro.infer import ELBO
+from numpyro.primitives import Messenger
+
+from nedm_ppl.arguments import as_count, check_key, check_kind, check_unmasked
+from nedm_ppl.inference.bound._divergence import divergence
+from nedm_ppl.models._diffusion import Diffusion
+from nedm_ppl.models.reverse._context import rows_of_context
+
+__all__ = ["BoundTerms", "TrajectoryBound", "bound_terms"]
+
+# Rows of network evaluations done side by side when all steps are taken.
+CHUNK_ROWS = 4096
+
+
+class BoundTerms(NamedTuple):
+    r"""The bound's three terms for every datum, in nats, and the divergences they were summed from.
+
+    Attributes:
+        prior: $\mathrm{KL}(q(x_T | x_0) \| \pi)$, exact, shape (*batch,).
+        diffusion: The sum over t = 2..T of expected divergences, unbiased, shape (*batch,).
+        first_step: $\mathrm{E} \log p(x_0 | x_1)$: exact for the fixed first step, else unbiased, shape (*batch,).
+        times: The steps evaluated, shape (num_times, *batch).
+        divergences: The divergence of each of those steps, unbiased, shape (num_times, *batch).
+    """
+
+    prior: Array
+    diffusion: Array
+    first_step: Array
+    times: Array
+    divergences: Array
+
+    @property
+    def total(self) -> Array:
+        """K per datum: an unbiased estimate of a lower bound on log p(x_0); nats, shape (*batch,)."""
+        return self.first_step - self.diffusion - self.prior
+
+
+def bound_terms(
+    rng_key: Array,
+    diffusion: Diffusion,
+    x0: Array,
+    *,
+    context: ArrayLike | None = None,
+    num_times: int | None = None,
+    first_step_share: float = 1.0,
+) -> BoundTerms:
+    r"""The bound K of every datum, term by term.
+
+    Args:
+        rng_key: Draws $x_t$, and the steps where `num_times` is given.
+        diffusion: The model.
+        x0: Data $x_0$, shape (*batch, *event), scaled as in training.
+        context: The context of every datum, shape (*batch, *context_shape), or one for all; by default what the model is given.
+        num_times: Steps evaluated per datum, drawn uniformly from 2..T, stratified over the whole batch (low
+            discrepancy: each datum's are uniform, together they cover the steps evenly) and weighted to stay unbiased.
+            None takes every step.
+        first_step_share: Share of the data whose first step is evaluated, in (0, 1]; the others' term is 0 and theirs is
+            weighted up, which is unbiased for every datum and spares a network evaluation. The fixed first step is exact
+            for all of them at no cost.
+
+    Raises:
+        ValueError: num_times < 1, a share outside (0, 1], or contexts that do not suit the model and the data.
+    """
+    check_key(rng_key)
+    check_kind("diffusion", diffusion, Diffusion)
+    if not 0.0 < first_step_share <= 1.0:
+        raise ValueError(f"first_step_share must lie in (0, 1]; got {first_step_share:g}.")
+    num_times = None if num_times is None else as_count("num_times", num_times)
+    check_unmasked("x0", x0)
+    check_unmasked("context", context)
+    process = diffusion.process
+    batch_shape = jnp.shape(x0)[: jnp.ndim(x0) - process.event_dim]
+    flat = jnp.reshape(x0, (-1, *process.event_shape))
+    contexts = rows_of_context(diffusion, context, batch_shape)
+    key_first, key_times, key_steps = jax.random.split(rng_key, 3)
+
+    last = process.num_steps
+    if num_times is None or last == 1:
+        times, steps = _all_steps(key_steps, diffusion.given(contexts), flat)
+        total = jnp.sum(steps, axis=0)
+    else:
+        times = _low_discrepancy(key_times, num_times, flat.shape[0], 2, last)
+        steps = _drawn_steps(key_steps, diffusion, flat, contexts, times)
+        total = (last - 1) * jnp.mean(steps, axis=0)
+
+    first_step = _first_step(key_first, diffusion, flat, contexts, first_step_share)
+    terms = process.prior_divergence(flat), total, first_step, times, steps
+    return BoundTerms(*(jnp.reshape(term, (*term.shape[:-1], *batch_shape)) for term in terms))
+
+
+class TrajectoryBound(ELBO):
+    r"""The bound K as a NumPyro objective, for programs with a diffusion's `model` and `guide` inside.
+
+    Equal in expectation to `Trace_ELBO` on the same programs, with the trajectory integrated out analytically step by step
+    instead of drawn: the trajectory site is never sampled. Plates, `handlers.scale` and `handlers.mask` apply as they do
+    there, and other sites of the two programs enter through their log densities.
+
+    Args:
+        num_times: Steps per datum, 1 by default (an unbiased low-discrepancy subsample); None takes them all.
+        num_particles: Number of such estimates averaged.
+        first_step_share: Share of the data whose first step is evaluated, unbiased; see `bound_terms`.
+    """
+
+    can_infer_discrete = True
+
+    def __init__(self, num_times: int | None = 1, num_particles: int = 1, *, first_step_share: float = 1.0):
+        super().__init__(num_particles=as_count("num_particles", num_particles))
+        self.num_times = None if num_times is None else as_count("num_times", num_times)
+        self.first_step_share = first_step_share
+
+    def loss(self, rng_key: Array, param_map: dict, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Array:
+        """Minus the bound in nats, summed over data as the programs' plates scale it."""
+
+        def particle(key: Array) -> Array:
+            return self._elbo(key, param_map, model, guide, args, kwargs)
+
+        if self.num_particles == 1:
+            return -particle(rng_key)
+        return -jnp.mean(self.vectorize_particles_fn(particle, jax.random.split(rng_key, self.num_particles)))
+
+    def loss_with_mutable_state(
+        self, rng_key: Array, param_map: dict, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """`loss` as SVI asks for it; no mutable state is kept."""
+        return {"loss": self.loss(rng_key, param_map, model, guide, *args, **kwargs), "mutable_state": None}
+
+    def _elbo(self, rng_key: Array, param_map: dict, model: Any, guide: Any, args: tuple, kwargs: dict) -> Array:
+        key_guide, key_model, key_bound = jax.random.split(rng_key, 3)
+        with unsampled_trajectories():
+            guide_trace = trace(substitute(seed(guide, key_guide), data=param_map)).get_trace(*args, **kwargs)
+            replayed = replay(seed(model, key_model), guide_trace)
+            model_trace = trace(substitute(replayed, data=param_map)).get_trace(*args, **kwargs)
+
+        sites = [site for site in model_trace.values() if "diffusion" in site.get("infer", {})]
+        if not sites:
+            raise ValueError("TrajectoryBound needs a program that runs diffusion.model; it found no diffusion site.")
+        analytic = {site["name"] for site in sites}
+        elbo = sum(
+            (self._site_bound(jax.random.fold_in(key_bound, i), site) for i, site in enumerate(sites)),
+            start=jnp.zeros(()),
+        )
+        for sign, sampled in ((1.0, model_trace), (-1.0, guide_trace)):
+            for name, site in sampled.items():
+                if site["type"] == "sample" and name not in analytic and not _is_trajectory(site):
+                    elbo = elbo + sign * _scaled_sum(site, site["fn"].log_prob(site["value"]))
+        return elbo
+
+    def _site_bound(self, rng_key: Array, site: dict) -> Array:
+        if not site["is_observed"]:
+            raise ValueError(
+                f"site {site['name']!r} must be observed for a TrajectoryBound; pass the data to the model."
+            )
+        terms = bound_terms(
+            rng_key,
+            site["infer"]["diffusion"],
+            site["value"],
+            context=site["infer"].get("context"),
+            num_times=self.num_times,
+            first_step_share=self.first_step_share,
+        )
+        bound = terms.total
+        if isinstance(site["fn"], MaskedDistribution):
+            bound = jnp.where(site["fn"]._mask, bound, 0.0)
+        return _scaled_sum(site, bound)
+
+
+class unsampled_trajectories(Messenger):
+    """A NumPyro handler that gives the trajectories of diffusions a placeholder value, so that no chain is run for them.
+
+    It knows them by the mark that `Diffusion.model` and `Diffusion.guide` leave in `infer`; other sites are let be."""
+
+    def process_message(self, msg: dict) -> None:
+        if msg["type"] == "sample" and _is_trajectory(msg) and msg["value"] is None:
+            dtype = int if msg["fn"].support.is_discrete else float
+            msg["value"] = jnp.zeros(msg["fn"].shape(msg["kwargs"].get("sample_shape", ())), dtype)
+
+
+def _is_trajectory(site: dict) -> bool:
+    return "diffusion_trajectory" in site.get("infer", {})
+
+
+def _scaled_sum(site: dict, log_prob: Array) -> Array:
+    return jnp.sum(log_prob if site["scale"] is None else site["scale"] * log_prob)
+
+
+def _step(rng_key: Array, diffusion: Diffusion, t: Array, x0: Array) -> Array:
+    r"""$\mathrm{KL}(q(x_{t-1} | x_t, x_0) \| p(x_{t-1} | x_t))$ at one draw of $x_t$; t a scalar, x0 with batch axes."""
+    key_x, key_divergence = jax.random.split(rng_key)
+    x_t = diffusion.process.marginal(t, x0).sample(key_x)
+    posterior = diffusion.process.posterior(t, x_t, x0)
+    return divergence(key_divergence, posterior, diffusion.kernel(t, x_t))
+
+
+def _drawn_steps(rng_key: Array, diffusion: Diffusion, x0: Array, contexts: Array | None, times: Array) -> Array:
+    def step(key: Array, t: Array, row: Array, context: Array | None) -> Array:
+        return _step(key, diffusion.given(context), t, row)
+
+    # One flat axis for draws and data: XLA multiplies matrices faster than it multiplies batches of them.
+    keys = jax.random.split(rng_key, times.size)
+    rows, contexts = jax.tree.map(
+        lambda leaf: jnp.tile(leaf, (times.shape[0],) + (1,) * (leaf.ndim - 1)), (x0, contexts)
+    )
+    steps = jax.vmap(step)(keys, jnp.ravel(times), rows, contexts)
+    return jnp.reshape(steps, times.shape)
+
+
+def _all_steps(rng_key: Array, diffusion: Diffusion, x0: Array) -> tuple[Array, Array]:
+    times = jnp.arange(2, diffusion.num_steps + 1)
+
+    @jax.checkpoint
+    def step(t: Array) -> Array:
+        return _step(jax.random.fold_in(rng_key, t), diffusion, t, x0)
+
+    num_data = x0.shape[0]
+    if times.size == 0:
+        return jnp.zeros((0, num_data), int), jnp.zeros((0, num_data))
+    steps = jax.lax.map(step, times, batch_size=max(1, CHUNK_ROWS // num_data))
+    return jnp.broadcast_to(times[:, None], (times.size, num_data)), steps
+
+
+def _low_discrepancy(rng_key: Array, num_times: int, num_data: int, first: int, last: int) -> Array:
+    """Steps in first..last, shape (num_times, num_data): one uniform shift of an even grid over [0, 1).
+
+    The grid is stratified over a datum's own draws first, then over the data. Source: Kingma et al., Variational Diffusion
+    Models, 2021, appendix I.1.
+    """
+    strata = jnp.arange(num_times)[:, None] + jnp.arange(num_data) / num_data
+    uniform = (jax.random.uniform(rng_key) + strata / num_times) % 1.0
+    return jnp.minimum(first + jnp.floor(uniform * (last - first + 1)).astype(int), last)
+
+
+def _first_step(rng_key: Array, diffusion: Diffusion, x0: Array, contexts: Array | None, share: float) -> Array:
+    r"""$\mathrm{E}_{q(x_1 | x_0)} \log p(x_0 | x_1)$ per datum."""
+    process = diffusion.process
+    if diffusion.first_step == "fixed":
+        # Reversibility: log p(x_0 | x_1) = log q(x_1 | x_0) + log pi(x_0) - log pi(x_1), and each has its expectation.
+        return process.null_log_prob(x0) - process.step_entropy(1, x0) + process.cross_entropy(1, x0)
+    key_rows, key_x = jax.random.split(rng_key)
+    num_data = x0.shape[0]
+    count = max(1, round(share * num_data))
+    rows = jnp.arange(num_data) if count == num_data else jax.random.choice(key_rows, num_data, (count,), replace=False)
+    x1 = process.step(1, x0[rows]).sample(key_x)
+    given = diffusion.given(None if contexts is None else contexts[rows])
+    log_prob = given.first_kernel(x1).log_prob(x0[rows])
+    return jnp.zeros(num_data).at[rows].set(num_data / count * log_prob)

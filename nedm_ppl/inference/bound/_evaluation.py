@@ -1,0 +1,101 @@
+"""The bound over a data set, with its standard error."""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from tqdm.auto import tqdm
+
+from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind, check_unmasked, whole
+from nedm_ppl.inference.bound._bound import BoundTerms, bound_terms
+from nedm_ppl.models._diffusion import Diffusion
+from nedm_ppl.models.reverse._context import rows_of_context
+
+__all__ = ["Estimate", "estimate", "evaluate"]
+
+
+class Estimate(NamedTuple):
+    """A mean over data and its standard error, in the unit of what was averaged."""
+
+    mean: float
+    se: float
+
+    def __mul__(self, factor: float) -> "Estimate":  # type: ignore[override]
+        """The same estimate in another unit."""
+        return Estimate(self.mean * factor, self.se * abs(factor))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.se:.4f}"
+
+
+def estimate(values: ArrayLike) -> Estimate:
+    """Mean of per-datum values with its standard error sd / sqrt(n), data and Monte Carlo spread together.
+
+    Steps drawn with low discrepancy are shared out over a batch; that makes the error smaller than stated, not larger."""
+    check_unmasked("values", values)
+    values = np.asarray(values, np.float64)
+    se = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else math.nan
+    return Estimate(float(values.mean()), float(se))
+
+
+def evaluate(
+    rng_key: Array,
+    diffusion: Diffusion,
+    x0: ArrayLike,
+    *,
+    context: ArrayLike | None = None,
+    num_times: int | None = None,
+    batch_size: int = 512,
+    progress: bool = False,
+) -> BoundTerms:
+    """The bound K of every datum of a data set, in batches; see `bound_terms`.
+
+    Args:
+        rng_key: Random key; each batch has its own.
+        diffusion: The model.
+        x0: Data, shape (N, *event).
+        context: The context of every datum, shape (N, *context_shape), or one for all; by default what the model is given. Under
+            one key data are noised alike whatever their contexts, so that differences between contexts are precise.
+        num_times: Steps per datum, stratified; None takes all T.
+        batch_size: Data evaluated at a time.
+        progress: Whether to show a bar.
+
+    Returns:
+        Terms in nats, shape (N,), and (num_times, N) for the divergences. `estimate(terms.total)` is the
+        bound's mean with its standard error.
+
+    Raises:
+        ValueError: data that are masked, not finite, too large to square, of another shape or outside the model's support;
+            numbers that are no counts; or an argument traced by JAX, where `bound_terms` serves.
+    """
+    check_key(rng_key)
+    check_kind("diffusion", diffusion, Diffusion)
+    check_concrete("evaluate", "inference.bound_terms", rng_key, diffusion, x0, context)
+    batch_size = as_count("batch_size", batch_size)
+    num_times = None if num_times is None else as_count("num_times", num_times)
+    x0 = whole("x0", x0)
+    diffusion.check_data(x0)
+    check_unmasked("context", context)
+    contexts = rows_of_context(diffusion, context, (len(x0),))
+    starts = range(0, len(x0), batch_size)
+    batches = []
+    for i, start in enumerate(tqdm(starts, desc="bound", unit="batch", disable=not progress)):
+        # The last batch is filled up, so that one compiled function serves all.
+        rows = np.arange(start, start + min(batch_size, len(x0)))
+        filled = np.where(rows < len(x0), rows, start)
+        batch = jnp.asarray(x0[filled]), None if contexts is None else contexts[filled]
+        terms = _bound_terms(jax.random.fold_in(rng_key, i), diffusion, *batch, num_times)
+        batches.append([np.asarray(term)[..., : np.sum(rows < len(x0))] for term in terms])
+    return BoundTerms(*(jnp.asarray(np.concatenate(term, axis=-1)) for term in zip(*batches, strict=True)))
+
+
+@eqx.filter_jit
+def _bound_terms(
+    rng_key: Array, diffusion: Diffusion, x0: Array, contexts: Array | None, num_times: int | None
+) -> BoundTerms:
+    return bound_terms(rng_key, diffusion, x0, context=contexts, num_times=num_times)

@@ -1,0 +1,380 @@
+r"""Importance-sampled log p(x_0), with its error and a verdict on it (Section 2.3, equation 9).
+
+Forward trajectories are the proposal, and the mean of their weights is unbiased for p(x_0):
+
+$$\hat p(x_0) = \frac1S \sum_{s=1}^{S} w_s, \qquad \log w = \log p(x_{0..T}) - \log q(x_{1..T} | x_0).$$
+
+This is the Jarzynski, or annealed importance sampling, estimator; $-\log w$ is the work of a trajectory. The log of the mean
+is biased low, by about $\mathrm{Var}(w / \mathrm{E} w) / (2 S)$, which is half its squared standard error. So in expectation it
+is a lower bound that rises with S, from the bound K at S = 1 to log p(x_0).
+
+How far to trust it is a question about the tail of the weights, and the weights answer it only in part: a standard error
+says what the trajectories that were drawn say. k-hat (see `pareto`) looks at the tail itself, as far as it was drawn, and
+`spread` at the bulk, which a few trajectories cannot miss. What no trajectory saw none of them can tell.
+"""
+
+import hashlib
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from tqdm.auto import tqdm
+
+from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind, check_unmasked, whole
+from nedm_ppl.inference.bound._evaluation import Estimate, estimate
+from nedm_ppl.inference.likelihood._pareto import COARSE, RELIABLE, pareto_k, resolution, spread_threshold, upper_spread
+from nedm_ppl.inference.likelihood._weights import draw_log_weights, plan
+from nedm_ppl.models._diffusion import Diffusion
+from nedm_ppl.models.reverse._context import rows_of_context
+
+__all__ = ["LogLikelihood", "TargetNotReachedWarning", "log_likelihood"]
+
+BITS = 1.0 / math.log(2.0)
+DEFAULT_MEMORY = 2**28
+UNITS = ("log density", "log probability")
+
+
+class TargetNotReachedWarning(UserWarning):
+    """The standard error asked for was not reached by the trajectories allowed."""
+
+
+class LogLikelihood(NamedTuple):
+    r"""log p(x_0) of every datum, estimated, and how far to trust it. Arrays are float64 NumPy.
+
+    Attributes:
+        log_prob: Log of the mean weight, nats, shape (*batch,): a stochastic lower bound on log p(x_0). `label` says more.
+        se: Its standard error by the delta method, sd(w) / (mean(w) sqrt(S)), nats, shape (*batch,): 0 where all weights are
+            equal; NaN for one trajectory, whose error nothing tells; infinite where every weight is 0.
+        ess: Effective sample size $(\sum w)^2 / \sum w^2$, between 1 and S, shape (*batch,): S where all weights are equal,
+            0 where every weight is 0.
+        k_hat: Pareto k-hat, shape (*batch,): minus infinity where all weights are equal, infinity where it cannot be told
+            (S < 21 among others); see `pareto.pareto_k`.
+        spread: How far the upper half of the log weights lies above their median, nats, shape (*batch,); see `pareto.upper_spread`.
+        num_particles: Trajectories drawn, S, integers of shape (*batch,).
+        log_weights: Log weight of every trajectory in nats, float32, shape (S, *batch); beyond a datum's own S, NaN.
+        target_se: The standard error asked for, nats, or None where the number of trajectories was.
+        unit: `log density`, in the units of the model's data, or `log probability`; None where nobody said.
+        data: A hash of the data in their order, scaled as the model was given them; None where nobody said. `compare` asks both.
+    """
+
+    log_prob: np.ndarray
+    se: np.ndarray
+    ess: np.ndarray
+    k_hat: np.ndarray
+    spread: np.ndarray
+    num_particles: np.ndarray
+    log_weights: np.ndarray
+    target_se: float | None = None
+    unit: str | None = None
+    data: str | None = None
+
+    @classmethod
+    def from_log_weights(
+        cls,
+        log_weights: ArrayLike,
+        *,
+        num_particles: ArrayLike | None = None,
+        target_se: float | None = None,
+        data: ArrayLike | None = None,
+        unit: str | None = None,
+    ) -> "LogLikelihood":
+        """The estimate that log weights give, trajectories first, shape (S, *batch): those of any model with latents.
+
+        Args:
+            log_weights: In nats.
+            num_particles: How many of each datum's were drawn, the first ones; by default all.
+            target_se: Kept as the label of an adaptive estimate.
+            data: The data that the weights are of, shape (*batch, *event), to be compared with other models on.
+            unit: "log density" or "log probability", to be compared by.
+
+        Raises:
+            ValueError: a unit of another name, or masked weights or data.
+        """
+        check_unmasked("log_weights", log_weights)
+        if unit not in (None, *UNITS):
+            raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
+        log_weights = np.asarray(log_weights)
+        count = np.full(log_weights.shape[1:], len(log_weights)) if num_particles is None else np.asarray(num_particles)
+        parts = np.empty((5, *count.shape))
+        for number in np.unique(count):
+            chosen = count == number
+            parts[:, chosen] = _statistics(log_weights[: int(number), chosen])
+        log_prob, se, ess, k_hat, spread = parts
+        named = None if data is None else _hash(data)
+        return cls(log_prob, se, ess, k_hat, spread, count, log_weights, target_se, unit, named)
+
+    @property
+    def flagged(self) -> np.ndarray:
+        """Whether `spread` exceeds sqrt(log(S) / 10) or `k_hat` 0.7, or either cannot be told: do not trust this datum's estimate.
+
+        Not flagged means that the weights drawn look well behaved, and no more: what no trajectory met leaves no trace."""
+        return ~((self.spread <= spread_threshold(self.num_particles)) & (self.k_hat <= RELIABLE))
+
+    @property
+    def reached(self) -> np.ndarray:
+        """Whether the standard error asked for was reached; True where none was."""
+        return np.full(self.se.shape, True) if self.target_se is None else self.se <= self.target_se
+
+    @property
+    def bias(self) -> np.ndarray:
+        """Approximate bias of `log_prob`, -se^2 / 2, nats; not subtracted, because the bound would be lost."""
+        return -0.5 * np.square(self.se)
+
+    @property
+    def label(self) -> str:
+        """What kind of estimate this is."""
+        if self.target_se is None:
+            return "log of an unbiased estimate of p(x_0); in expectation a lower bound on log p(x_0)"
+        return f"adaptive to a standard error of {self.target_se:g} nats: near log p(x_0), neither unbiased nor a bound"
+
+    @property
+    def mean(self) -> Estimate:
+        """Mean over the data in nats; its standard error holds the spread of data and of trajectories together."""
+        return estimate(self.log_prob)
+
+    @property
+    def monte_carlo_se(self) -> float:
+        """The part of the mean's standard error that more trajectories would remove, nats."""
+        return float(np.sqrt(np.sum(np.square(self.se))) / self.se.size)
+
+    def summary(self) -> dict[str, float | int | str]:
+        """The numbers to report over all data: the mean in nats and bits, its errors, and the worst diagnostics."""
+        mean = self.mean
+        return {
+            "num_data": self.log_prob.size,
+            "num_particles": int(self.num_particles.max()),
+            "mean_nats": mean.mean,
+            "se_nats": mean.se,
+            "mean_bits": mean.mean * BITS,
+            "se_bits": mean.se * BITS,
+            "monte_carlo_se_nats": self.monte_carlo_se,
+            "bias_nats": float(self.bias.mean()),
+            "ess_min": float(self.ess.min()),
+            "k_hat_max": float(self.k_hat.max()),
+            "spread_max": float(self.spread.max()),
+            "num_flagged": int(self.flagged.sum()),
+            "num_above_target": int((~self.reached).sum()),
+            "estimate": self.label,
+        }
+
+    def to_arviz(self, *, units: str = "nats") -> Any:
+        """Estimates, errors, diagnostics and log weights as ArviZ data; see `diagnostics.likelihood_to_arviz`."""
+        from nedm_ppl.inference._arviz import likelihood_to_arviz
+
+        return likelihood_to_arviz(self, units=units)
+
+    def to_elpd(self) -> Any:
+        """Pointwise holdout log likelihood for ArviZ; see `diagnostics.likelihood_to_elpd`. To compare models use `compare`."""
+        from nedm_ppl.inference._arviz import likelihood_to_elpd
+
+        return likelihood_to_elpd(self)
+
+
+def log_likelihood(
+    rng_key: Array,
+    diffusion: Diffusion,
+    x0: ArrayLike,
+    *,
+    context: ArrayLike | None = None,
+    num_particles: int = 64,
+    target_se: float | None = None,
+    max_particles: int = 4096,
+    memory_limit: int | None = None,
+    batch_size: int = 4096,
+    progress: bool = False,
+) -> LogLikelihood:
+    r"""Importance-sampled log p(x_0) of every datum, Section 2.3, with forward trajectories as the proposal.
+
+    Unbiased for p(x_0); its log is biased low by about $\mathrm{Var}(w / \mathrm{E} w) / (2 S)$. Where x_0 is a density's
+    argument the result is a log density in the units of the model's data; for bits and grey levels a log probability.
+
+    A datum's s-th trajectory depends on `rng_key`, the datum's place and s alone. Memory limits and batch sizes change the
+    result by rounding only, and a run with more trajectories holds the one with fewer.
+
+    Args:
+        rng_key: Random key.
+        diffusion: The model; any process, first step and reverse kernel.
+        x0: Data $x_0$, shape (*batch, *event), scaled as in training.
+        context: The context of every datum, shape (*batch, *context_shape), or one for all; by default what the model is given. The
+            result is then log p(x_0 | context). Under one key the trajectories are the same whatever the contexts, so that
+            differences between contexts are precise.
+        num_particles: Trajectories per datum, S; with `target_se`, the number to begin with.
+        target_se: Standard error of the log to reach for *every datum*, nats. Trajectories are doubled for the data above it,
+            up to `max_particles`. Stopping on the error makes the estimate biased for p(x_0) itself: a run of small weights
+            stops early. `label` says so.
+        max_particles: The cap in that mode. Data still above the target keep what they have; a warning and `reached` say which.
+        memory_limit: Bytes of working memory on the device, beyond the model and the data; what is drawn and evaluated
+            together is chosen to stay below, and the compiled program is asked whether it does. None plans for 256 MiB, unasked.
+        batch_size: Trajectories drawn at a time, at most.
+        progress: Whether to show a bar.
+
+    Returns:
+        Estimates in nats with errors and diagnostics, shape (*batch,).
+
+    Raises:
+        ValueError: num_particles < 1, or < 2 with a target; a cap below it; a target or batch size that is not positive; data
+            of another shape, masked, not finite, too large to square, or outside the model's support; a limit too small for one
+            step of one trajectory; or an argument traced by JAX, where `trajectory_log_weight` serves.
+    """
+    check_key(rng_key)
+    check_kind("diffusion", diffusion, Diffusion)
+    check_concrete("log_likelihood", "inference.trajectory_log_weight", rng_key, diffusion, x0, context)
+    num_particles, max_particles = as_count("num_particles", num_particles), as_count("max_particles", max_particles)
+    batch_size = as_count("batch_size", batch_size)
+    _check_target(num_particles, target_se, max_particles)
+    check_unmasked("context", context)
+    values = whole("x0", x0)
+    diffusion.process.check_shape(values)
+    values = np.asarray(values, float)
+    batch_shape = values.shape[: values.ndim - diffusion.process.event_dim]
+    flat = values.reshape(-1, *diffusion.event_shape)
+    diffusion.check_data(flat)
+    most = num_particles if target_se is None else max_particles
+    contexts = rows_of_context(diffusion, context, batch_shape)
+    sampler = _Sampler(rng_key, diffusion, flat, contexts, min(batch_size, _few_sizes(most * len(flat))), memory_limit)
+
+    with tqdm(desc="trajectories", total=0, unit="", unit_scale=True, disable=not progress) as bar:
+        log_weights = sampler.draw(np.arange(len(flat)), 0, num_particles, bar)
+        count = np.full(len(flat), num_particles)
+        while target_se is not None:
+            result = LogLikelihood.from_log_weights(log_weights, num_particles=count, target_se=target_se)
+            active = np.flatnonzero(~result.reached & (count < most))
+            if active.size == 0:
+                break
+            drawn = len(log_weights)
+            more = min(drawn, most - drawn)
+            fresh = np.full((more, len(flat)), np.nan, np.float32)
+            fresh[:, active] = sampler.draw(active, drawn, more, bar)
+            log_weights = np.concatenate([log_weights, fresh])
+            count[active] += more
+
+    discrete = diffusion.process.stationary().is_discrete or diffusion.first_step == "quantised"
+    result = LogLikelihood.from_log_weights(
+        log_weights.reshape(-1, *batch_shape),
+        num_particles=count.reshape(batch_shape),
+        target_se=target_se,
+        data=values,
+        unit=UNITS[discrete],
+    )
+    if not result.reached.all():
+        missed = int((~result.reached).sum())
+        warnings.warn(
+            f"target_se {target_se:g} was not reached for {missed} of {count.size} data by {most} trajectories; their largest "
+            f"standard error is {float(result.se.max()):.3g} nats. Raise max_particles, or train the model further.",
+            TargetNotReachedWarning,
+            stacklevel=2,
+        )
+    return result
+
+
+def _hash(data: ArrayLike) -> str:
+    """Of data in their order and scale, rounded to float32."""
+    check_unmasked("data", data)
+    values = np.ascontiguousarray(data, np.float32)
+    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
+
+
+class _Sampler:
+    """Draws trajectories of chosen data, as many side by side as memory allows, and every one from its own key."""
+
+    def __init__(
+        self,
+        rng_key: Array,
+        diffusion: Diffusion,
+        x0: np.ndarray,
+        contexts: Array | None,
+        rows: int,
+        memory_limit: int | None,
+    ):
+        self.rng_key, self.diffusion, self.x0, self.contexts = rng_key, diffusion, x0, contexts
+        limit = DEFAULT_MEMORY if memory_limit is None else memory_limit
+        # Planned with one context for all rows: what a context each adds is small beside a network's own numbers.
+        self.rows, self.chunk = plan(diffusion.given(None if contexts is None else contexts[0]), rows, limit)
+        while memory_limit is not None and (taken := self._bytes()) > memory_limit:
+            if self.chunk == self.rows == 1:
+                raise ValueError(
+                    f"memory_limit must be at least {taken} bytes, what one step of one trajectory of this model takes; "
+                    f"got {memory_limit}."
+                )
+            self.chunk, self.rows = (self.chunk // 2, self.rows) if self.chunk > 1 else (1, self.rows // 2)
+
+    def draw(self, data: np.ndarray, first: int, num: int, bar: tqdm) -> np.ndarray:
+        """Log weights of trajectories first..first + num - 1 of the data named by index, float32, shape (num, len(data))."""
+        total = num * len(data)
+        bar.total += total
+        bar.refresh()
+        log_weights = np.empty(total, np.float32)
+        # All batches have one length, and the last is filled up: one compiled program serves all.
+        rows = min(self.rows, _few_sizes(total))
+        for start in range(0, total, rows):
+            stop = min(start + rows, total)
+            place = np.minimum(np.arange(start, start + rows), total - 1)
+            datum, particle = data[place % len(data)], first + place // len(data)
+            drawn = _draw(self.rng_key, self._given(datum), self.x0[datum], datum, particle, self.chunk)
+            log_weights[start:stop] = np.asarray(drawn)[: stop - start]
+            bar.update(stop - start)
+        return log_weights.reshape(num, len(data))
+
+    def _given(self, datum: np.ndarray) -> Diffusion:
+        return self.diffusion.given(None if self.contexts is None else self.contexts[datum])
+
+    def _bytes(self) -> int:
+        """Working memory of the compiled program by its own account; 0 where the device keeps none."""
+        index = np.zeros(self.rows, int)
+        lower = _draw.lower  # type: ignore[attr-defined]
+        program = lower(self.rng_key, self._given(index), self.x0[index], index, index, self.chunk)
+        memory = program.compile().compiled.memory_analysis()
+        return 0 if memory is None else memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
+def _few_sizes(num: int) -> int:
+    """The next of 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...: a few sizes serve all numbers, with a quarter more at most."""
+    step = 2 ** max(num.bit_length() - 3, 0)
+    return -(-num // step) * step
+
+
+@eqx.filter_jit
+def _draw(rng_key: Array, diffusion: Diffusion, x0: Array, datum: Any, particle: Any, chunk_size: int) -> Array:
+    def key_of(datum: Array, particle: Array) -> Array:
+        return jax.random.fold_in(jax.random.fold_in(rng_key, datum), particle)
+
+    return draw_log_weights(jax.vmap(key_of)(datum, particle), diffusion, jnp.asarray(x0), chunk_size=chunk_size)
+
+
+def _statistics(log_weights: np.ndarray) -> tuple[np.ndarray, ...]:
+    """log of the mean, its standard error, effective sample size, k-hat and spread, for log weights of shape (S, n)."""
+    num, k_hat, spacing = len(log_weights), pareto_k(log_weights), resolution(log_weights)
+    log_weights = log_weights.astype(np.float64)
+    largest = log_weights.max(axis=0)
+    zero = np.isneginf(largest)
+    weights = np.exp(log_weights - np.where(zero, 0.0, largest))
+    mean = np.where(zero, 1.0, weights.mean(axis=0))
+    with np.errstate(divide="ignore"):
+        log_prob = largest + np.log(mean)
+    relative = weights / mean
+    se = (
+        np.sqrt(np.sum(np.square(relative - 1.0), axis=0) / (num - 1) / num) if num > 1 else np.full(zero.shape, np.nan)
+    )
+    # Log weights of digits so coarse that they look alike are not known any better than to a digit.
+    se = np.where(spacing > COARSE, np.maximum(se, spacing), np.where(zero, np.inf, se))
+    squares = np.where(zero, np.inf, np.sum(np.square(relative), axis=0))
+    return log_prob, se, num**2 / squares, k_hat, upper_spread(log_weights)
+
+
+def _check_target(num_particles: int, target_se: float | None, max_particles: int) -> None:
+    if target_se is None:
+        return
+    if not target_se > 0.0:
+        raise ValueError(f"target_se must be positive, in nats; got {target_se:g}.")
+    if num_particles < 2:
+        raise ValueError(
+            "num_particles must be at least 2 with a target_se: one trajectory does not tell its own error."
+        )
+    if max_particles < num_particles:
+        raise ValueError(f"max_particles must be at least num_particles = {num_particles}; got {max_particles}.")

@@ -1,0 +1,1 @@
+"""What a NumPyro program is of one of its sites, read from its structure."""

@@ -1,0 +1,141 @@
+r"""Where a trained chain loses its bits: work, its Jarzynski average, and the loss of every step (Sections 2.3, 2.6).
+
+A forward trajectory does the work $W = -\log w = \log q(x_{1..T} | x_0) - \log p(x_{0..T})$ on the model. Whatever the model
+is,
+
+$$\mathrm{E}_q\, e^{-W} = p(x_0) \quad \text{(Jarzynski's equality)}, \qquad
+  \mathrm{E}_q W = -K \ge -\log p(x_0) \quad \text{(the second law)}.$$
+
+$-\log p(x_0)$ is the free energy; what work exceeds it by is dissipated, and its mean is the gap between likelihood and
+bound. A chain so slow, or a kernel so good, that forward and reverse trajectories have one law dissipates nothing: every
+trajectory does the same work.
+
+Step t adds $\mathrm{E}\, \mathrm{KL}(q(x_{t-1} | x_t, x_0) \| p(x_{t-1} | x_t))$ to the mean work. This loss is the kernel's
+cross-entropy less the lower bound of equation 24. So `lower + loss` is an upper bound on the entropy $H_q(X_{t-1} | X_t)$
+too, the model's own, and a kernel that has learned nothing pays the whole width of the corridor.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from nedm_ppl.inference.bound._bound import BoundTerms
+from nedm_ppl.inference.bound._evaluation import Estimate, estimate
+from nedm_ppl.inference.likelihood._likelihood import LogLikelihood
+from nedm_ppl.inference.thermodynamics._entropy import EntropyBounds, entropy_bounds
+from nedm_ppl.models._diffusion import Diffusion
+
+__all__ = ["StepLosses", "Thermodynamics", "Work", "step_losses", "thermodynamics", "work"]
+
+
+class StepLosses(NamedTuple):
+    r"""The bound's loss at every step, in nats. Arrays are float64 NumPy, shape (n,).
+
+    Attributes:
+        times: The steps t that were evaluated, ascending: all of 2..T, unless steps were drawn and some were not.
+        mean: $\mathrm{E}\, \mathrm{KL}(q(x_{t-1} | x_t, x_0) \| p(x_{t-1} | x_t))$ over data and $x_t$, unbiased.
+        se: Its standard error over both; NaN where a step was evaluated once.
+    """
+
+    times: np.ndarray
+    mean: np.ndarray
+    se: np.ndarray
+
+
+class Work(NamedTuple):
+    r"""Work of forward trajectories and the free energy it estimates, in nats. Arrays are float64 NumPy.
+
+    Attributes:
+        work: $W = -\log w$ of every trajectory, exact for its trajectory, shape (S, *batch); infinite where the model cannot
+            have made it, NaN beyond a datum's own number.
+        free_energy: The Jarzynski average $-\log \tfrac1S \sum_s e^{-W_s} = -\log \hat p(x_0)$, shape (*batch,): in
+            expectation an upper bound on $-\log p(x_0)$.
+        free_energy_se: Its standard error by the delta method, shape (*batch,).
+    """
+
+    work: np.ndarray
+    free_energy: np.ndarray
+    free_energy_se: np.ndarray
+
+    @property
+    def dissipated(self) -> np.ndarray:
+        r"""Dissipated work $W + \log \hat p(x_0)$, nats, shape (S, *batch). Single trajectories may have less than none."""
+        return self.work - self.free_energy
+
+    @property
+    def mean(self) -> Estimate:
+        """Mean work, -K on these data, nats; its standard error holds the spread of data and trajectories together."""
+        return _estimate(np.nanmean(self.work, axis=0))
+
+    @property
+    def jarzynski(self) -> Estimate:
+        """Mean of the Jarzynski averages over the data, nats; its standard error likewise."""
+        return _estimate(self.free_energy)
+
+    @property
+    def gap(self) -> Estimate:
+        r"""Mean dissipated work, $\log \hat p - K$ paired by datum, nats: at most the bound's gap, in expectation."""
+        return _estimate(np.nanmean(self.dissipated, axis=0))
+
+
+class Thermodynamics(NamedTuple):
+    r"""The thermodynamics of a trained model on data.
+
+    Attributes:
+        log_snr: $\log \bar\alpha_t / (1 - \bar\alpha_t)$ of t = 1..T, nats, shape (T,).
+        entropy: Bounds on the entropy of the exact reverse steps.
+        losses: The bound's loss per step.
+        work: Work of forward trajectories.
+    """
+
+    log_snr: np.ndarray
+    entropy: EntropyBounds
+    losses: StepLosses
+    work: Work
+
+    def to_arviz(self, *, units: str = "nats") -> Any:
+        """Entropies, losses and work as ArviZ data; see `diagnostics.thermodynamics_to_arviz`."""
+        from nedm_ppl.inference._arviz import thermodynamics_to_arviz
+
+        return thermodynamics_to_arviz(self, units=units)
+
+
+def thermodynamics(diffusion: Diffusion, x0: ArrayLike, terms: BoundTerms, likelihood: LogLikelihood) -> Thermodynamics:
+    """Entropy bounds, losses per step and work, from what `evaluate` and `log_likelihood` have drawn already.
+
+    Args:
+        diffusion: The model.
+        x0: The data that `terms` were evaluated on, shape (N, *event).
+        terms: As `evaluate` returns them.
+        likelihood: As `log_likelihood` returns it, for the same data or some of them.
+
+    Raises:
+        ValueError: data that this process cannot have.
+    """
+    return Thermodynamics(
+        np.asarray(diffusion.process.schedule.log_snr, np.float64),
+        entropy_bounds(diffusion.process, x0),
+        step_losses(terms),
+        work(likelihood),
+    )
+
+
+def step_losses(terms: BoundTerms) -> StepLosses:
+    """Mean loss of every step over the data, with its standard error, from the bound's divergences."""
+    times, divergences = np.asarray(terms.times).ravel(), np.asarray(terms.divergences, np.float64).ravel()
+    at, inverse, count = np.unique(times, return_inverse=True, return_counts=True)
+    mean = np.bincount(inverse, divergences, minlength=len(at)) / count
+    squares = np.bincount(inverse, np.square(divergences - mean[inverse]), minlength=len(at))
+    se = np.sqrt(squares / np.maximum(count - 1, 1) / count)
+    return StepLosses(at, mean, np.where(count > 1, se, np.nan))
+
+
+def work(likelihood: LogLikelihood) -> Work:
+    """The work of the trajectories behind a likelihood, and their Jarzynski average."""
+    return Work(-likelihood.log_weights.astype(np.float64), -likelihood.log_prob, likelihood.se)
+
+
+def _estimate(values: np.ndarray) -> Estimate:
+    with np.errstate(invalid="ignore"):  # infinite work has a mean and no error
+        return estimate(values)

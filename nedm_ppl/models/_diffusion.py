@@ -1,0 +1,356 @@
+r"""A diffusion probabilistic model: a process, a reverse kernel, and the NumPyro programs they make (Section 2.2).
+
+$$p(x_{0..T}) = \pi(x_T) \prod_{t=1}^{T} p(x_{t-1} | x_t).$$
+
+The first step $p(x_0 | x_1)$ is one of
+
+- `fixed`, the paper's: the forward kernel reversed about $\pi$, which learns nothing and avoids an edge effect;
+- `learned`: the reverse kernel at t = 1;
+- `quantised`: a categorical over known grey levels, so that $p(x_0)$ is a probability and not a density.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any, Self
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax import Array
+from jax.typing import ArrayLike
+from numpyro.contrib.module import eqx_module
+from numpyro.distributions import Distribution, Independent, Normal
+
+from nedm_ppl.arguments import as_count, as_shape, check_key, check_kind
+from nedm_ppl.models._flow import DiffusionFlow, probability_flow
+from nedm_ppl.models._prior import DiffusionPrior
+from nedm_ppl.models.chain._chain import MarkovChain
+from nedm_ppl.models.chain._process import DiffusionProcess
+from nedm_ppl.models.reverse._context import bind, checked, conditionals, num_contexts
+from nedm_ppl.models.reverse._discrete import Levels, check_levels, quantise
+from nedm_ppl.models.reverse._reverse import Parameterisation, Prediction
+
+__all__ = ["Diffusion"]
+
+TRAJECTORY = {"diffusion_trajectory": True}
+FIRST_STEPS = ("fixed", "learned", "quantised")
+
+
+class Diffusion(eqx.Module):
+    r"""A process with a reverse kernel.
+
+    Args:
+        process: The forward chain, in closed form.
+        reverse: A parameterisation of a network, or any callable `(t, x) -> Distribution` for $p(x_{t-1} | x_t)$ with the
+            process's event shape, given t in 1..T (a traced integer scalar) and x with batch axes on the left.
+        first_step: `fixed`, `learned` or `quantised`.
+        levels: Grey levels of the quantised first step, in the units of the data; a `LevelPrediction` brings its own.
+
+    Raises:
+        ValueError: an unknown first step, levels missing or misplaced, or a reverse kernel that does not suit the process.
+    """
+
+    process: DiffusionProcess
+    reverse: Parameterisation | Callable[[ArrayLike, Array], Distribution]
+    first_step: str = eqx.field(static=True)
+    levels: tuple[float, ...] | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        process: DiffusionProcess,
+        reverse: Parameterisation | Callable[[ArrayLike, Array], Distribution],
+        *,
+        first_step: str = "fixed",
+        levels: Sequence[float] | ArrayLike | None = None,
+    ):
+        self.process, self.reverse, self.first_step = process, reverse, first_step
+        own = getattr(reverse, "levels", None)
+        self.levels = own if levels is None else tuple(np.asarray(levels, float).tolist())
+
+    def __check_init__(self):
+        check_kind("process", self.process, DiffusionProcess)
+        if not callable(self.reverse):
+            raise ValueError(
+                f"reverse must be a parameterisation of a network, or a callable (t, x) -> Distribution; got a "
+                f"{type(self.reverse).__name__}."
+            )
+        if self.first_step not in FIRST_STEPS:
+            raise ValueError(f"first_step must be one of {', '.join(FIRST_STEPS)}; got {self.first_step!r}.")
+        if isinstance(self.reverse, Parameterisation):
+            self.reverse.check_process(self.process)
+            self.reverse.check_num_steps(self.num_steps)
+        if self.levels is not None:
+            check_levels(self.levels)
+        if self.levels != getattr(self.reverse, "levels", self.levels):
+            raise ValueError("levels must be left to a LevelPrediction, which brings its own; got others beside it.")
+        if self.first_step == "quantised" and self.levels is None:
+            raise ValueError(
+                "levels must be given for a quantised first step: the values a coordinate of x_0 can take."
+            )
+        if self.first_step == "quantised" and self.process.stationary().is_discrete:
+            raise ValueError("first_step 'quantised' is for Gaussian chains; bits are discrete already: use 'learned'.")
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps, T."""
+        return self.process.num_steps
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return self.process.event_shape
+
+    @property
+    def context(self) -> Array | None:
+        """The context, or batch of contexts, that the model is given; None where its network takes none."""
+        return next((node.context for node in conditionals(self.reverse)), None)
+
+    def given(self, context: ArrayLike | None) -> Self:
+        r"""The model $p(x_0 | c)$: the same one, with its network given this context; see `models.Conditional`.
+
+        Args:
+            context: One context, or a batch that broadcasts against the batch axes of x, from the right:
+                `diffusion.given(labels).sample(key, labels.shape)`. None leaves the model as it is.
+
+        Raises:
+            ValueError: a model whose network takes no context, or contexts of another shape or kind.
+        """
+        return self if context is None else bind(self, checked(self.reverse, context))
+
+    def kernel(self, t: ArrayLike, x: Array) -> Distribution:
+        r"""The reverse kernel $p(x_{t-1} | x_t = x)$, for t = 2..T (and t = 1 where the first step is learned)."""
+        self.process.check_time(t)
+        if isinstance(self.reverse, Parameterisation):
+            return self.reverse(self.process, t, x)
+        law = self.reverse(t, x)
+        if law.event_shape != self.event_shape:
+            raise ValueError(
+                f"reverse must return a distribution of event shape {self.event_shape}; got batch shape {law.batch_shape} and "
+                f"event shape {law.event_shape}. Add .to_event({self.process.event_dim})."
+            )
+        # A law that does not look at x has no batch axes of its own.
+        batch_shape = jnp.broadcast_shapes(law.batch_shape, jnp.shape(x)[: jnp.ndim(x) - self.process.event_dim])
+        return law if law.batch_shape == batch_shape else law.expand(batch_shape)
+
+    def first_kernel(self, x1: Array) -> Distribution:
+        r"""The first step $p(x_0 | x_1)$."""
+        if self.first_step == "fixed":
+            return self.process.step(1, x1)
+        if self.first_step == "learned":
+            return self.kernel(1, x1)
+        assert self.levels is not None  # checked at construction
+        reverse = self.reverse
+        law = reverse.data_law(self.process, 1, x1) if isinstance(reverse, Prediction) else self.kernel(1, x1)
+        normal = law.base_dist if isinstance(law, Independent) else law
+        if isinstance(normal, Levels):
+            return law
+        if not isinstance(normal, Normal):
+            raise ValueError(
+                f"first_step 'quantised' integrates a Gaussian kernel at t = 1; got a {type(normal).__name__}. "
+                "Use 'learned', or a kernel that ends in Normal(...).to_event()."
+            )
+        return quantise(normal, self.levels).to_event(self.process.event_dim)
+
+    def data_law(self, t: ArrayLike, x: Array) -> Distribution:
+        r"""What the model expects of $x_0$ given $x_t = x$, independent over coordinates: the kernel's own prediction,
+        or for a kernel that predicts no $x_0$ the law its step implies. An approximation, not the model's posterior."""
+        return self.laws(t, x)[1]
+
+    def laws(self, t: ArrayLike, x: Array) -> tuple[Distribution, Distribution]:
+        r"""The reverse kernel $p(x_{t-1} | x_t = x)$ and `data_law` together, from one evaluation of the network."""
+        if isinstance(self.reverse, Prediction):
+            self.process.check_time(t)
+            data_law = self.reverse.data_law(self.process, t, x)
+            return self.process.reverse_step(t, x, data_law), data_law
+        step = self.kernel(t, x)
+        return step, self.process.implied_data_law(t, x, step)
+
+    def reverse_chain(self) -> MarkovChain:
+        r"""The reverse trajectory $p(x_{1..T})$; event shape (T, *event), time ascending."""
+        return MarkovChain(self.process.stationary(), self.kernel, first=1, last=self.num_steps, reverse=True)
+
+    def null_log_prob(self, x0: ArrayLike) -> Array:
+        r"""Log likelihood of data under the noise law, whose mean is $L_\text{null}$; nats, exact, shape (*batch,).
+
+        A density $\log \pi(x_0)$ or a probability of bits; with a quantised first step the noise law integrated over the
+        grey levels' bins, in the unit of the model's own probabilities."""
+        if self.first_step != "quantised":
+            return self.process.null_log_prob(x0)
+        assert self.levels is not None  # checked at construction
+        noise = Normal(jnp.zeros(self.event_shape), jnp.ones(self.event_shape))
+        return quantise(noise, self.levels).to_event(self.process.event_dim).log_prob(jnp.asarray(x0))
+
+    def check_data(self, x0: ArrayLike) -> None:
+        """Raise a ValueError of one sentence where `x0`, shape (N, *event), cannot be data of this model."""
+        self.process.check_data(x0)
+        if jnp.ndim(x0) != self.process.event_dim + 1:
+            raise ValueError(
+                f"x0 must have one batch axis before its event shape {self.event_shape}; got shape {jnp.shape(x0)}."
+            )
+        if isinstance(self.reverse, Parameterisation):
+            self.reverse.check_data(x0)
+        if self.first_step == "quantised":
+            log_prob = np.asarray(self.null_log_prob(x0))
+            if not np.all(np.isfinite(log_prob)):
+                raise ValueError(
+                    f"x0 must take the {len(self.levels or ())} grey levels of the quantised first step; datum "
+                    f"{int(np.argmin(np.isfinite(log_prob)))} has other values. Scale the data as the levels were."
+                )
+
+    def sample(self, rng_key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
+        r"""Ancestral samples of $x_0$, exact draws from the model; shape (*sample_shape, *event), memory independent of T."""
+        check_key(rng_key)
+        sample_shape = as_shape("sample_shape", sample_shape)
+        key_chain, key_first = jax.random.split(rng_key)
+        x1 = self.reverse_chain().sample_end(key_chain, sample_shape)
+        return _sample_first(self, key_first, x1)
+
+    def sample_trajectory(self, rng_key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
+        r"""Whole trajectories $x_0..x_T$ of the model; shape (*sample_shape, T + 1, *event), time ascending.
+
+        Under the same key, the state at time 0 is `sample`'s."""
+        check_key(rng_key)
+        sample_shape = as_shape("sample_shape", sample_shape)
+        key_chain, key_first = jax.random.split(rng_key)
+        chain = self.reverse_chain()
+        path = chain.sample(key_chain, sample_shape)
+        x0 = _sample_first(self, key_first, chain.at(path, 1))
+        axis = len(sample_shape)
+        return jnp.concatenate([jnp.expand_dims(x0, axis).astype(path.dtype), path], axis=axis)
+
+    def prior(self) -> DiffusionPrior:
+        r"""The marginal $p(x_0)$ as a site of other programs: `numpyro.sample("x", diffusion.prior())`."""
+        return DiffusionPrior(self)
+
+    def flow(
+        self, rng_key: Array | None = None, *, num_probes: int = 16, rtol: float = 1e-5, atol: float = 1e-5
+    ) -> DiffusionFlow:
+        r"""The probability flow, a density of its own: `numpyro.sample("x", diffusion.flow())`; see `models.flow`.
+
+        A normalising flow by a deterministic ODE, Gaussian chains only. It is another model than the chain, and a cross-check
+        of its likelihood. `log_prob` is that of a datum $x_0$, scaled as in training; with a quantised first step that of
+        $x_0$ plus noise of variance $(1 - \bar\alpha_1) / \bar\alpha_1$.
+
+        Args:
+            rng_key: Key of Hutchinson's probes for the trace, fixed for good; None takes the exact trace, at a cost that grows
+                with the size of a datum, 64 coordinates at most.
+            num_probes: Number of probes, with a key. `log_prob` is then an estimate; `log_prob_and_se` says its error.
+            rtol: Relative tolerance of the solver.
+            atol: Absolute tolerance.
+
+        Returns:
+            A NumPyro `TransformedDistribution`, event shape that of one datum; differentiable in reverse mode.
+
+        Raises:
+            ValueError: a chain over bits; a schedule that leaves no signal at T; a fixed first step with T = 1; no key for
+                more than 64 coordinates; no probes, or a tolerance that is not positive.
+        """
+        return probability_flow(self, rng_key, num_probes, rtol, atol)
+
+    def model(
+        self,
+        x0: Array | None = None,
+        context: Array | None = None,
+        *,
+        num_data: int | None = None,
+        subsample_size: int | None = None,
+    ) -> Array:
+        r"""The generative program: `trajectory` $x_{1..T}$ latent, `x0` observed, both inside the plate `data`.
+
+        Args:
+            x0: Data, shape (N, *event), or a minibatch of them; None samples.
+            context: The context of every datum, shape (N, *context_shape), or one for all, for a network that takes one; by
+                default what the model is given.
+            num_data: Size of the plate; by default N. A larger one scales a minibatch up to the whole data set.
+            subsample_size: Draw a minibatch of this size inside the program, from a full x0.
+
+        Returns:
+            $x_0$, shape (N, *event) or that of the subsample.
+        """
+        diffusion = self._registered()
+        with self._plate(x0, context, num_data, subsample_size) as (rows, contexts):
+            given = diffusion.given(contexts)
+            chain = given.reverse_chain()
+            path = numpyro.sample("trajectory", chain, infer=TRAJECTORY)
+            first = given.first_kernel(chain.at(path, 1))
+            # An analytic bound needs the model and not just this one draw of it; `infer` is NumPyro's place to say so.
+            return numpyro.sample("x0", first, obs=rows, infer={"diffusion": diffusion, "context": contexts})
+
+    def guide(
+        self,
+        x0: Array,
+        context: Array | None = None,
+        *,
+        num_data: int | None = None,
+        subsample_size: int | None = None,
+    ) -> None:
+        r"""The forward chain as a guide: `trajectory` given $x_0$, whatever the context.
+
+        Same arguments as `model`; x0 is required."""
+        if x0 is None:
+            raise ValueError("x0 must be given to the guide: the forward chain starts from data.")
+        diffusion = self._registered()
+        with self._plate(x0, context, num_data, subsample_size) as (rows, _):
+            numpyro.sample("trajectory", diffusion.process.forward(rows), infer=TRAJECTORY)
+
+    def save(self, folder: str | PathLike, *, overwrite: bool = False) -> None:
+        """Write the model as a folder of JSON and arrays; see `nedm_ppl.models._saving.save`."""
+        from nedm_ppl.models import _saving as checkpoint
+
+        checkpoint.save(self, folder, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, folder: str | PathLike, *, like: Self | None = None) -> Self:
+        """Read a model that `save` wrote; see `nedm_ppl.models._saving.load`."""
+        from nedm_ppl.models import _saving as checkpoint
+
+        return checkpoint.load(folder, like=like)
+
+    def _registered(self) -> "Diffusion":
+        """This model with its arrays declared as NumPyro parameters, under the one name `diffusion$params`; a context is none."""
+        bare = bind(self, None)
+        if not jax.tree.leaves(eqx.filter(bare, eqx.is_inexact_array)):
+            return self
+        return bind(eqx_module("diffusion", bare), self.context)
+
+    @contextmanager
+    def _plate(
+        self, x0: Array | None, context: Array | None, num_data: int | None, subsample_size: int | None
+    ) -> Iterator[tuple[Any, Any]]:
+        """The plate `data`; yields the rows of x0 inside it, and their contexts: all of them (a minibatch, where num_data is
+        larger), or a draw."""
+        number = num_contexts(self.reverse, context)
+        rows = number or 1 if x0 is None else self._num_rows(x0)
+        if number not in (None, rows):
+            raise ValueError(f"context must be one for all data or one for each of {rows}; got {number} of them.")
+        num_data = rows if num_data is None else as_count("num_data", num_data)
+        subsample_size = None if subsample_size is None else as_count("subsample_size", subsample_size)
+        if subsample_size is None:
+            subsample_size = num_data if x0 is None else rows
+        if (x0 is not None or number is not None) and rows not in (num_data, subsample_size):
+            raise ValueError(
+                f"{'context' if x0 is None else 'x0'} must hold all num_data = {num_data} data or one minibatch of "
+                f"{subsample_size}; got {rows} of them."
+            )
+        with numpyro.plate("data", num_data, subsample_size=subsample_size) as index:
+            if rows != subsample_size:
+                x0 = None if x0 is None else x0[index]
+                context = context if number is None or context is None else context[index]
+            yield x0, context
+
+    def _num_rows(self, x0: Array) -> int:
+        self.process.check_shape(x0)
+        if jnp.ndim(x0) != self.process.event_dim + 1:
+            raise ValueError(
+                f"x0 must have one batch axis before its event shape {self.event_shape}; got shape {jnp.shape(x0)}."
+            )
+        return jnp.shape(x0)[0]
+
+
+@eqx.filter_jit
+def _sample_first(diffusion: Diffusion, rng_key: Array, x1: Array) -> Array:
+    """Compiled once for a model's code, as a chain's steps are."""
+    return diffusion.first_kernel(x1).sample(rng_key)

@@ -1,0 +1,86 @@
+"""A residual multi-layer perceptron with a time embedding: the default for vectors and short sequences."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from nedm_ppl.arguments import as_count, as_shape, check_key
+from nedm_ppl.models.networks._readout import TIME_FEATURES, TimedNetwork, time_features
+
+__all__ = ["ResidualMLP", "zeroed"]
+
+
+class ResidualBlock(eqx.Module):
+    r"""$h + W_2\, \mathrm{silu}\big((1 + a(t)) \odot W_1 h + b(t)\big)$, with a and b linear in the features of time."""
+
+    up: eqx.nn.Linear
+    time: eqx.nn.Linear
+    down: eqx.nn.Linear
+
+    def __init__(self, width: int, *, key: Array):
+        key_up, key_time, key_down = jax.random.split(key, 3)
+        self.up = eqx.nn.Linear(width, width, key=key_up)
+        self.time = eqx.nn.Linear(TIME_FEATURES, 2 * width, key=key_time)
+        self.down = eqx.nn.Linear(width, width, key=key_down)
+
+    def __call__(self, h: Array, features: Array) -> Array:
+        scale, shift = jnp.split(self.time(features), 2)
+        return h + self.down(jax.nn.silu(self.up(h) * (1.0 + scale) + shift))
+
+
+class ResidualMLP(TimedNetwork):
+    """Residual blocks on the flattened datum, every block told the time; silent (zero output) at the start.
+
+    A third argument, a vector of the width, is added to the hidden units before the first block: see `Embedded`.
+
+    Args:
+        event_shape: Shape of one datum.
+        output_shape: Shape of the output.
+        num_steps: T.
+        width: Units per block.
+        depth: Number of blocks.
+        key: Initialises the weights.
+    """
+
+    embed: eqx.nn.Linear
+    blocks: tuple[ResidualBlock, ...]
+    readout: eqx.nn.Linear
+    num_steps: int = eqx.field(static=True)
+    output_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        num_steps: int,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        key: Array,
+    ):
+        check_key(key, "key")
+        event_shape, output_shape = as_shape("event_shape", event_shape), as_shape("output_shape", output_shape)
+        num_steps, width, depth = as_count("num_steps", num_steps), as_count("width", width), as_count("depth", depth)
+        key_in, key_out, *keys = jax.random.split(key, depth + 2)
+        self.embed = eqx.nn.Linear(math.prod(event_shape), width, key=key_in)
+        self.blocks = tuple(ResidualBlock(width, key=k) for k in keys)
+        self.readout = zeroed(eqx.nn.Linear(width, math.prod(output_shape), key=key_out))
+        self.num_steps = num_steps
+        self.output_shape = output_shape
+
+    def __call__(self, t: ArrayLike, x: Array, condition: Array | None = None) -> Array:
+        features = time_features(t, self.num_steps)
+        h = self.embed(jnp.ravel(x).astype(float))
+        h = h if condition is None else h + condition
+        for block in self.blocks:
+            h = block(h, features)
+        return jnp.reshape(self.readout(h), self.output_shape)
+
+
+def zeroed(linear: eqx.nn.Linear) -> eqx.nn.Linear:
+    """A linear layer that starts silent."""
+    return jax.tree.map(jnp.zeros_like, linear)

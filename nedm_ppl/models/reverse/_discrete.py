@@ -1,0 +1,270 @@
+r"""Reverse kernels of discrete data: bits and grey levels.
+
+Where data are discrete, what a coordinate says about its own $x_0$ is known exactly: the evidence $q(x_t | x_0)$. The
+network then only has to say what the *other* coordinates and the context imply, and Bayes' rule does the rest:
+
+$$p(x_0 = \ell | x_t) \propto \exp\big(z_\ell(x_t, t)\big)\; q(x_t | x_0 = \ell) \quad\text{per coordinate}.$$
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from jax.scipy.special import log_ndtr
+from jax.typing import ArrayLike
+from numpyro.distributions import Distribution, constraints
+from numpyro.distributions.util import validate_sample
+from numpyro.util import is_prng_key
+
+from nedm_ppl.models.chain._bernoulli import BernoulliDiffusion
+from nedm_ppl.models.chain._gaussian import GaussianDiffusion
+from nedm_ppl.models.chain._process import DiffusionProcess
+from nedm_ppl.models.reverse._mixture import BitMixture
+from nedm_ppl.models.reverse._reverse import Network, Parameterisation, Prediction, map_network, require_gaussian
+
+__all__ = ["BitPrediction", "FlipRate", "LevelPrediction", "Levels", "log_frequencies", "quantise"]
+
+
+class FlipRate(Parameterisation):
+    r"""The paper's binomial kernel, $p(x_{t-1} | x_t) = \mathrm{Bernoulli}(f_b(x_t, t))$, its rate given directly.
+
+    $\mathrm{logit} f_b = z + \mathrm{logit}\, q(x_t = 1 | x_{t-1} = x)$: a silent network is the forward kernel reversed
+    about the stationary law.
+
+    Args:
+        network: `(t, x) -> event`: z.
+    """
+
+    network: Network
+
+    def __call__(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        logits = process.step_logits(t, x) + self._output(process, t, x)
+        return dist.BernoulliLogits(logits).to_event(process.event_dim)
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return event_shape
+
+    def check_process(self, process: DiffusionProcess) -> None:
+        require_bernoulli(self, process)
+
+
+class BitPrediction(Prediction):
+    r"""Prediction of $x_0$ for bits.
+
+    The kernel averages the posterior over the predicted bit,
+    $p(x_{t-1} | x_t) = \sum_{b} p(x_0 = b | x_t)\, q(x_{t-1} | x_t, x_0 = b)$, in log space throughout. At t = 1 it is the
+    prediction itself.
+
+    With `base` a silent network is the exact posterior under a mixture of independent bits: its context is added to z, and
+    the network is shown the probability of a 1 that the mixture believes in beside $x_t$. It has only the rest left to add.
+
+    Args:
+        network: `(t, x) -> event`: z, the context's log odds of a 1. With `base` its x is of shape (*event, 2): beliefs,
+            then $x_t$.
+        evidence: Whether the bit's own exact evidence is added to z; without it z alone is the log odds.
+        base: A law of the data, roughly (`fit_bit_mixture`), trained with the network; None leaves it out.
+    """
+
+    network: Network
+    evidence: bool = eqx.field(static=True, default=True)
+    base: BitMixture | None = None
+
+    def data_law(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        r"""$p(x_0 | x_t)$, independent bits."""
+        return dist.BernoulliLogits(self.data_logits(process, t, x)).to_event(process.event_dim)
+
+    def data_logits(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Array:
+        r"""Log odds of $p(x_0 = 1 | x_t)$, per bit."""
+        known = process.evidence(t, x) if self.evidence else jnp.zeros(())
+        if self.base is None:
+            return self._output(process, t, x) + known
+        known = known + self.base.context(process, t, x)
+        seen = jnp.stack([jax.nn.sigmoid(known), jnp.broadcast_to(x, known.shape)], axis=-1)
+        shape = process.event_shape
+        return map_network(self.network, t, seen, (*shape, 2), shape) + known
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return event_shape
+
+    def check_process(self, process: DiffusionProcess) -> None:
+        require_bernoulli(self, process)
+        if self.base is not None and self.base.logits.shape[1:] != process.event_shape:
+            raise ValueError(
+                f"base must be a mixture of bits of shape {process.event_shape}; got {self.base.logits.shape[1:]}."
+            )
+
+
+class LevelPrediction(Prediction):
+    r"""Prediction of $x_0$ among known grey levels, for a Gaussian chain.
+
+    For t >= 2 the Gaussian step has the moments of the predicted categorical; the `quantised` first step is the
+    categorical itself, so that bits per pixel are honest without dequantisation.
+
+    With `base` the logits are $z + b + \log q(x_t | \ell)$, and a silent network is the exact posterior of independent
+    coordinates whose levels have log weights b. The network is then shown what that independent model believes, the
+    probability of every level, beside $x_t$: it has only context left to add.
+
+    Args:
+        network: `(t, x) -> (*event, num_levels)`: z, the context's log weights. With `base` its x is of shape
+            (*event, num_levels + 1): beliefs, then $x_t$.
+        levels: The values a coordinate of $x_0$ can take, in the units of the data, increasing.
+        base: b, log weights of the levels of every coordinate, shape (*event, num_levels), trained with the network
+            (log frequencies are a good start: `log_frequencies`); None leaves it out.
+        evidence: Whether the coordinate's own exact evidence is added to z.
+    """
+
+    network: Network
+    base: Array | None
+    levels: tuple[float, ...] = eqx.field(static=True)
+    evidence: bool = eqx.field(static=True)
+
+    def __init__(
+        self, network: Network, levels: Sequence[float] | ArrayLike, *, base: Array | None = None, evidence: bool = True
+    ):
+        self.network = network
+        self.levels = tuple(np.asarray(levels, float).tolist())
+        self.base = base
+        self.evidence = evidence
+
+    def __check_init__(self):
+        check_levels(self.levels)
+
+    def data_logits(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Array:
+        r"""Unnormalised $\log p(x_0 = \ell | x_t)$ per coordinate, shape (*batch, *event, num_levels)."""
+        known = process.evidence(t, x, jnp.asarray(self.levels)) if self.evidence else 0.0
+        if self.base is None:
+            return self._output(process, t, x) + known
+        known = known + self.base
+        beliefs = jnp.broadcast_to(jax.nn.softmax(known, axis=-1), (*x.shape, len(self.levels)))
+        seen = jnp.concatenate([beliefs, x[..., None]], axis=-1)
+        shape = process.event_shape
+        return map_network(self.network, t, seen, (*shape, len(self.levels) + 1), self.output_shape(shape)) + known
+
+    def data_law(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        r"""$p(x_0 | x_t)$, a product of categoricals over the grey levels."""
+        return Levels(self.data_logits(process, t, x), self.levels).to_event(process.event_dim)
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*event_shape, len(self.levels))
+
+    def check_process(self, process: DiffusionProcess) -> None:
+        require_gaussian(self, process)
+        expected = self.output_shape(process.event_shape)
+        if self.base is not None and self.base.shape != expected:
+            raise ValueError(
+                f"base must have shape {expected}, log weights for every coordinate; got {self.base.shape}."
+            )
+
+
+class _OneOf(constraints._SingletonConstraint):
+    """Membership in a finite set of reals; which reals, `Levels.log_prob` checks."""
+
+    is_discrete = True
+    event_dim = 0
+
+    def __call__(self, x: ArrayLike) -> Array:
+        return jnp.isfinite(jnp.asarray(x))
+
+    def feasible_like(self, prototype: Array) -> Array:
+        return jnp.zeros_like(prototype)
+
+
+class Levels(Distribution):
+    """A categorical law over known real values.
+
+    Args:
+        logits: Unnormalised log weights, shape (*batch, num_levels).
+        levels: The values, increasing, num_levels of them.
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}
+    support = _OneOf()
+    has_rsample = False
+    pytree_aux_fields = ("levels",)
+
+    def __init__(self, logits: Array, levels: tuple[float, ...], *, validate_args: bool | None = None):
+        self.logits, self.levels = logits, tuple(levels)
+        super().__init__(batch_shape=jnp.shape(logits)[:-1], validate_args=validate_args)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        assert is_prng_key(key)
+        index = jax.random.categorical(key, self.logits, shape=sample_shape + self.batch_shape)
+        return jnp.asarray(self.levels)[index]
+
+    @validate_sample
+    def log_prob(self, value: ArrayLike) -> Array:
+        """Exact log mass in nats; minus infinity off the levels (beyond a hundredth of the smallest gap)."""
+        levels, value = jnp.asarray(self.levels), jnp.asarray(value)
+        distance = jnp.abs(value[..., None] - levels)
+        index = jnp.argmin(distance, axis=-1)
+        on_level = jnp.min(distance, axis=-1) <= 0.01 * jnp.min(jnp.diff(levels))
+        log_probs = jax.nn.log_softmax(self.logits, axis=-1)
+        shape = jnp.broadcast_shapes(index.shape, self.batch_shape)
+        log_probs = jnp.broadcast_to(log_probs, (*shape, len(self.levels)))
+        chosen = jnp.take_along_axis(log_probs, jnp.broadcast_to(index, shape)[..., None], axis=-1)[..., 0]
+        return jnp.where(on_level, chosen, -jnp.inf)
+
+    @property
+    def mean(self) -> Array:
+        return jax.nn.softmax(self.logits, axis=-1) @ jnp.asarray(self.levels)
+
+    @property
+    def variance(self) -> Array:
+        squares = jnp.square(jnp.asarray(self.levels) - self.mean[..., None])
+        return jnp.sum(jax.nn.softmax(self.logits, axis=-1) * squares, axis=-1)
+
+
+def log_frequencies(data: ArrayLike, levels: Sequence[float] | ArrayLike, *, pseudo_count: float = 0.3) -> Array:
+    """Log frequencies of the levels at every coordinate, shape (*event, num_levels), centred over levels.
+
+    Args:
+        data: Training data, shape (N, *event); every value is taken as the nearest level.
+        levels: The grey levels.
+        pseudo_count: Added to every count.
+    """
+    values = jnp.asarray(levels)
+    index = jnp.argmin(jnp.abs(jnp.asarray(data)[..., None] - values), axis=-1)
+    counts = pseudo_count + jnp.sum(jax.nn.one_hot(index, values.size), axis=0)
+    logits = jnp.log(counts)
+    return logits - jnp.mean(logits, axis=-1, keepdims=True)
+
+
+def quantise(normal: dist.Normal, levels: tuple[float, ...]) -> Levels:
+    """A Gaussian integrated over the bins around known levels; bins meet half way, the outer two are unbounded.
+
+    Args:
+        normal: Independent Gaussians, batch shape (*batch, *event), before `to_event`.
+        levels: The grey levels, increasing.
+    """
+    centres = jnp.asarray(levels)
+    inner = 0.5 * (centres[1:] + centres[:-1])
+    far = 1e3 * (1.0 + jnp.abs(centres[-1] - centres[0]))  # finite, so that gradients are
+    edges = jnp.concatenate([inner[:1] - far, inner, inner[-1:] + far])
+    loc, scale = jnp.broadcast_arrays(normal.loc, normal.scale)
+    z = (edges - loc[..., None]) / scale[..., None]
+    lower, upper = z[..., :-1], z[..., 1:]
+    # In the upper tail Phi(b) - Phi(a) = Phi(-a) - Phi(-b), which keeps its digits.
+    flip = lower > 0.0
+    lower, upper = jnp.where(flip, -upper, lower), jnp.where(flip, -lower, upper)
+    log_lower, log_upper = log_ndtr(lower), log_ndtr(upper)
+    ratio = jnp.minimum(log_lower - log_upper, -1e-7)
+    return Levels(log_upper + jnp.log(-jnp.expm1(ratio)), levels)
+
+
+def check_levels(levels: tuple[float, ...]) -> None:
+    """Raise a ValueError where `levels` are not two or more increasing values."""
+    if len(levels) < 2 or any(not a < b for a, b in pairwise(levels)):
+        raise ValueError(f"levels must be at least two increasing values; got {levels}.")
+
+
+def require_bernoulli(parameterisation: Parameterisation, process: DiffusionProcess) -> None:
+    if not isinstance(process, BernoulliDiffusion):
+        raise ValueError(
+            f"{type(parameterisation).__name__} needs a BernoulliDiffusion; got a {type(process).__name__}. "
+            "For real data use DataPrediction, for grey levels LevelPrediction."
+        )

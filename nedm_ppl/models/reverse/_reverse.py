@@ -1,0 +1,252 @@
+r"""Reverse kernels: what a network's output means (Sections 2.2 and D.2.3).
+
+A parameterisation turns a network into $p(x_{t-1} | x_t)$ for a given process. A network is any callable `(t, x) -> array`
+on **one** datum, with `t` a scalar integer; batches are mapped over it here, and nowhere else. A user's own kernel needs
+none of this: any callable `(t, x) -> Distribution` takes the place of a parameterisation.
+
+A prediction of $x_0$ is a law $\hat p(x_0 | x_t)$, which becomes a step by averaging the posterior over it:
+$p(x_{t-1} | x_t) = \mathrm{E}\, q(x_{t-1} | x_t, x_0)$, exactly for bits and by its moments for a Gaussian chain
+(`process.reverse_step`). At t = 1 the step is the prediction itself.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from jax.typing import ArrayLike
+from numpyro.distributions import Distribution
+
+from nedm_ppl.models.chain._gaussian import GaussianDiffusion
+from nedm_ppl.models.chain._process import DiffusionProcess
+from nedm_ppl.models.networks import TimedNetwork
+from nedm_ppl.models.reverse._context import bind, held_by_rows
+
+__all__ = [
+    "DataPrediction",
+    "DriftVariance",
+    "Network",
+    "NoisePrediction",
+    "Parameterisation",
+    "Prediction",
+    "VelocityPrediction",
+    "map_network",
+]
+
+Network = Callable[[ArrayLike, Array], Array]
+
+
+class Parameterisation(eqx.Module):
+    """A network, and the rule that makes a reverse kernel of it; `network` maps (t, one datum) to `output_shape`."""
+
+    network: eqx.AbstractVar[Network]
+
+    @abstractmethod
+    def __call__(self, process: Any, t: ArrayLike, x: Array) -> Distribution:
+        r"""The kernel $p(x_{t-1} | x_t = x)$, for t in 1..T; event shape that of the process."""
+
+    @abstractmethod
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape the network must return for one datum."""
+
+    @abstractmethod
+    def check_process(self, process: DiffusionProcess) -> None:
+        """Raise a ValueError where this parameterisation means nothing for `process`."""
+
+    def check_data(self, x0: ArrayLike) -> None:
+        """Raise a ValueError where data cannot be what this parameterisation predicts; any can, unless it says otherwise."""
+
+    def check_num_steps(self, num_steps: int) -> None:
+        """Raise a ValueError where a network inside was made for another number of steps than the schedule's, T."""
+
+        def is_timed(node: Any) -> bool:
+            return isinstance(node, TimedNetwork)
+
+        for node in filter(is_timed, jax.tree.leaves(self, is_leaf=is_timed)):
+            if node.num_steps != num_steps:
+                raise ValueError(
+                    f"network must be made for the {num_steps} steps of the schedule; got {type(node).__name__} for "
+                    f"{node.num_steps}. Build it with num_steps={num_steps}, or use models.respace for a chain with fewer steps."
+                )
+
+    def _output(self, process: DiffusionProcess, t: ArrayLike, x: Array) -> Array:
+        return map_network(self.network, t, x, process.event_shape, self.output_shape(process.event_shape))
+
+
+class Prediction(Parameterisation):
+    """A parameterisation that predicts $x_0$: its kernel is the step that the predicted law implies."""
+
+    @abstractmethod
+    def data_law(self, process: Any, t: ArrayLike, x: Array) -> Distribution:
+        r"""The prediction $\hat p(x_0 | x_t = x)$, independent over coordinates."""
+
+    def __call__(self, process: Any, t: ArrayLike, x: Array) -> Distribution:
+        return process.reverse_step(t, x, self.data_law(process, t, x))
+
+
+class DriftVariance(Parameterisation):
+    r"""The paper's parameterisation, equations 64 and 65.
+
+    $\Sigma = \sigma(z^\Sigma + \mathrm{logit}\, \beta_t)$ and $\mu = (x - z^\mu)(1 - \Sigma) + z^\mu$, per coordinate:
+    the step contracts towards $z^\mu$ at a rate set by $z^\Sigma$, and a silent network nearly reverses a chain of noise.
+
+    Args:
+        network: `(t, x) -> (2, *event)`: $z^\mu$, then $z^\Sigma$.
+    """
+
+    network: Network
+
+    def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        z_mean, z_var = pair(process, self._output(process, t, x))
+        logit = jnp.log(process.schedule.rates[t - 1]) - jnp.log(process.schedule.keep[t - 1])
+        var = jax.nn.sigmoid(z_var + logit)
+        return dist.Normal((x - z_mean) * (1.0 - var) + z_mean, jnp.sqrt(var)).to_event(process.event_dim)
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (2, *event_shape)
+
+    def check_process(self, process: DiffusionProcess) -> None:
+        require_gaussian(self, process)
+
+
+class _MomentPrediction(Prediction):
+    r"""A network with two outputs per coordinate: $z^m$, which gives the mean m, and $z^V$ for the variance V."""
+
+    @abstractmethod
+    def _mean(self, process: GaussianDiffusion, t: ArrayLike, x: Array, z_mean: Array) -> Array:
+        """m, of x's shape."""
+
+    def data_law(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
+        z_mean, log_var = pair(process, self._output(process, t, x))
+        scale = jnp.sqrt(process.schedule.one_minus_alpha_bar[t]) * jnp.exp(0.5 * log_var)
+        return dist.Normal(self._mean(process, t, x, z_mean), scale).to_event(process.event_dim)
+
+    def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (2, *event_shape)
+
+    def check_process(self, process: DiffusionProcess) -> None:
+        require_gaussian(self, process)
+
+
+class DataPrediction(_MomentPrediction):
+    r"""Prediction of $x_0$ itself, with a learned variance: $m = z^m$ and $V = (1 - \bar\alpha_t) \exp z^V$.
+
+    Args:
+        network: `(t, x) -> (2, *event)`: $z^m$, then $z^V$.
+    """
+
+    network: Network
+
+    def _mean(self, process: GaussianDiffusion, t: ArrayLike, x: Array, z_mean: Array) -> Array:
+        return z_mean
+
+
+class NoisePrediction(_MomentPrediction):
+    r"""Prediction of the noise $\epsilon = (x_t - \sqrt{\bar\alpha_t}\, x_0) / \sqrt{1 - \bar\alpha_t}$, with a learned variance.
+
+    $\hat\epsilon = z^m$ and $\mathrm{Var}\,\epsilon = \bar\alpha_t \exp z^V$, so that
+    $m = (x_t - \sqrt{1 - \bar\alpha_t}\, \hat\epsilon) / \sqrt{\bar\alpha_t}$ and $V = (1 - \bar\alpha_t) \exp z^V$. Source: Ho et
+    al., Denoising Diffusion Probabilistic Models, 2020.
+
+    What is left of the signal divides, and with it every error of the network: along `schedules.cosine(10_000)`, where
+    $\bar\alpha_T$ is 2e-11, an untrained one would predict data of size 1e5. So m is bounded, and with it what samples can reach.
+    As it stands up to B / 2, and beyond that $m \to \mathrm{sign}(m)\, B\, (1 - B / (4 |m|))$, whose derivative is continuous,
+    and 0 nowhere.
+
+    Args:
+        network: `(t, x) -> (2, *event)`: $z^m$, then $z^V$.
+        bound: B, which no predicted mean exceeds, in the units of the data: twice the size of what is to be predicted as it is. The
+            default is for data of pooled variance 1. None leaves m as it is, for a network that is trained already.
+
+    Raises:
+        ValueError: a bound that is not positive.
+    """
+
+    network: Network
+    bound: float | None = eqx.field(static=True, default=10.0)
+
+    def __check_init__(self):
+        if self.bound is not None and not self.bound > 0.0:
+            raise ValueError(f"bound must be positive, or None; got {self.bound:g}.")
+
+    def _mean(self, process: GaussianDiffusion, t: ArrayLike, x: Array, z_mean: Array) -> Array:
+        alpha_bar, noise = process.schedule.alpha_bar[t], process.schedule.one_minus_alpha_bar[t]
+        mean = (x - jnp.sqrt(noise) * z_mean) / jnp.sqrt(alpha_bar)
+        if self.bound is None:
+            return mean
+        size = jnp.maximum(jnp.abs(mean), 0.5 * self.bound)  # where it is B / 2, not used
+        far = jnp.sign(mean) * self.bound * (1.0 - 0.25 * self.bound / size)
+        return jnp.where(jnp.abs(mean) <= 0.5 * self.bound, mean, far)
+
+    def check_data(self, x0: ArrayLike) -> None:
+        size = float(np.abs(np.asarray(x0)).max())
+        if self.bound is not None and not size < self.bound:
+            raise ValueError(
+                f"x0 must be below the bound of a NoisePrediction, {self.bound:g}, in size; got {size:.3g}. Scale the data, "
+                "or build it with a bound of twice their size."
+            )
+
+    def check_process(self, process: DiffusionProcess) -> None:
+        require_gaussian(self, process)
+        last = process.schedule.alpha_bar[-1]
+        if not isinstance(last, jax.core.Tracer) and last == 0.0:
+            raise ValueError(
+                "schedule must leave some signal at T for a NoisePrediction, which divides by it; got beta_T = 1. "
+                "Use last_rate=0.5 in schedules.erasing, or predict the data."
+            )
+
+
+class VelocityPrediction(_MomentPrediction):
+    r"""Prediction half way between data and noise, with a learned variance; the best conditioned of the three.
+
+    $m = \sqrt{\bar\alpha_t}\, x_t + \sqrt{1 - \bar\alpha_t}\, z^m$ and $V = (1 - \bar\alpha_t) \exp z^V$: a silent network
+    is the exact reverse chain of data that are N(0, I). Up to sign $z^m$ is the velocity of Salimans and Ho, Progressive
+    Distillation for Fast Sampling of Diffusion Models, 2022.
+
+    Args:
+        network: `(t, x) -> (2, *event)`: $z^m$, then $z^V$.
+    """
+
+    network: Network
+
+    def _mean(self, process: GaussianDiffusion, t: ArrayLike, x: Array, z_mean: Array) -> Array:
+        alpha_bar, noise = process.schedule.alpha_bar[t], process.schedule.one_minus_alpha_bar[t]
+        return jnp.sqrt(alpha_bar) * x + jnp.sqrt(noise) * z_mean
+
+
+def pair(process: GaussianDiffusion, output: Array) -> tuple[Array, Array]:
+    """The two parts of a network's output of shape (*batch, 2, *event)."""
+    output = jnp.moveaxis(output, -1 - process.event_dim, 0)
+    return output[0], output[1]
+
+
+def map_network(
+    network: Network, t: ArrayLike, x: Array, event_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> Array:
+    """Apply a per-datum network to every datum of x, with its own context where it holds a batch; (*batch, *output_shape)."""
+    batch_shape = jnp.shape(x)[: jnp.ndim(x) - len(event_shape)]
+    flat = jnp.reshape(x, (math.prod(batch_shape), *event_shape))
+    contexts = held_by_rows(network, batch_shape)
+    if contexts is not None:
+        output = jax.vmap(lambda context, row: bind(network, context)(t, row))(contexts, flat)
+    else:
+        output = jax.vmap(network, in_axes=(None, 0))(t, flat) if batch_shape else network(t, x)[None]
+    if output.shape[1:] != output_shape:
+        raise ValueError(
+            f"network must return shape {output_shape} for one datum of shape {event_shape}; got {output.shape[1:]}."
+        )
+    return jnp.reshape(output, (*batch_shape, *output_shape))
+
+
+def require_gaussian(parameterisation: Parameterisation, process: DiffusionProcess) -> None:
+    if not isinstance(process, GaussianDiffusion):
+        raise ValueError(
+            f"{type(parameterisation).__name__} needs a GaussianDiffusion; got a {type(process).__name__}. "
+            "For bits use FlipRate or BitPrediction."
+        )
