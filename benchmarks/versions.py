@@ -1,0 +1,120 @@
+"""Two checkouts of the library timed against each other, alternately, each in a process of its own.
+
+Run with `python benchmarks/versions.py OLD`, where OLD is the root of another checkout, as `git worktree add` makes one. What is
+timed is what `speed.py` and `mixture_posterior.py` time, by this checkout's files and either library. Printed are medians over
+rounds, and the median ratio of new to old with its standard error.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def filtering(dx: int, dy: int) -> Callable[[], None]:
+    """A thousand particles over 100 times, as in the table of mixture posteriors."""
+    import mixture_posterior as mixture
+
+    target = mixture.posterior(mixture.instance(0, dx, dy), 100, along="lookahead", covariance="jacobian")
+    return lambda: jax.block_until_ready(mixture.run_filter(jax.random.key(0), target, 1000))
+
+
+def papers_chain() -> Callable[[], None]:
+    import mixture_posterior as mixture
+
+    target = mixture.posterior(mixture.instance(0, 8, 2), 100, along="constant")
+    return lambda: jax.block_until_ready(mixture.run_paper(jax.random.key(0), target))
+
+
+def training(num_steps: int) -> Callable[[], None]:
+    import speed
+
+    x0 = jax.random.normal(jax.random.key(3), (speed.BATCH, speed.DIM))
+    return speed.library_step(speed.build(num_steps), x0)
+
+
+def sampling(num_steps: int) -> Callable[[], None]:
+    import speed
+
+    return speed.library_sampler(speed.build(num_steps), 256)
+
+
+CASES: dict[str, Callable[[], Callable[[], None]]] = {
+    "20 training steps, T = 40": lambda: training(40),
+    "20 training steps, T = 1000": lambda: training(1000),
+    "20 training steps, T = 4000": lambda: training(4000),
+    "256 samples, T = 40": lambda: sampling(40),
+    "256 samples, T = 400": lambda: sampling(400),
+    "256 samples, T = 2000": lambda: sampling(2000),
+    "the paper's multiplied chain, 2,000 draws": papers_chain,
+    **{f"filter, dx = {dx}, dy = {dy}": lambda dx=dx, dy=dy: filtering(dx, dy) for dx in (8, 80) for dy in (1, 2, 4)},
+}
+
+
+def serve(name: str) -> None:
+    """A worker: run once to compile, then once for every line that comes, and answer with its seconds."""
+    run = CASES[name]()
+    run()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        run()
+        print(time.perf_counter() - start, flush=True)
+
+
+def worker(root: Path, name: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    command = [sys.executable, __file__, "--serve", name]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(process: subprocess.Popen) -> float:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("again\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", type=Path, nargs="?", help="root of the other checkout")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        return serve(options.serve)
+    if options.old is None or not (options.old / "nedm_ppl").is_dir():
+        parser.error(f"old must be the root of a checkout; got {options.old}")
+    table = Table("what", "new, ms", "old, ms", "new / old")
+    for name in [name for name in CASES if options.only in name]:
+        pair = [worker(root.resolve(), name) for root in (ROOT, options.old)]
+        for process in pair:
+            assert process.stdout is not None and process.stdout.readline().strip() == "ready"
+        times = np.empty((options.rounds, 2))
+        for i in tqdm(range(options.rounds), desc=name, leave=False):
+            for j in (0, 1) if i % 2 else (1, 0):
+                times[i, j] = ask(pair[j])
+        for process in pair:
+            process.kill()
+        ratios = times[:, 0] / times[:, 1]
+        se = 1.2533 * ratios.std(ddof=1) / np.sqrt(options.rounds)
+        new, old = 1e3 * np.median(times, axis=0)
+        table.add_row(name, f"{new:.1f}", f"{old:.1f}", f"{np.median(ratios):.3f} ± {se:.3f}")
+        print(name, f"{np.median(ratios):.3f} ± {se:.3f}", flush=True)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
