@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference import _arviz as diagnostics
+from nedm_ppl.inference import _named_arrays as named_arrays
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
@@ -26,8 +26,8 @@ RNG = np.random.default_rng(0)
 def container(request, monkeypatch):
     """The type that conversions return: that of the installed ArviZ, then that of ArviZ 1."""
     if request.param == "1.0":
-        real = diagnostics.version
-        monkeypatch.setattr(diagnostics, "version", lambda name: "1.0.0" if name == "arviz" else real(name))
+        real = named_arrays.version
+        monkeypatch.setattr(named_arrays, "version", lambda name: "1.0.0" if name == "arviz" else real(name))
         return xr.DataTree
     return xr.DataTree if int(az.__version__.split(".")[0]) >= 1 else az.InferenceData
 
@@ -89,7 +89,7 @@ def test_samples_refusals():
 
 @pytest.mark.parametrize(("units", "per_nat"), [("nats", 1.0), ("bits", 1.0 / math.log(2.0))])
 def test_bound(container, terms, units, per_nat):
-    tree = inference.bound_to_arviz(terms, units=units)
+    tree = terms.to_arviz(units=units)
     assert isinstance(tree, container)
     group = tree["bound"]
     np.testing.assert_allclose(group["bound"].values, per_nat * np.asarray(terms.total), rtol=1e-5)
@@ -109,7 +109,7 @@ def test_bound(container, terms, units, per_nat):
 
 
 def test_bound_over_drawn_steps(drawn):
-    group = inference.bound_to_arviz(drawn)["bound"]
+    group = drawn.to_arviz()["bound"]
     assert group["divergence"].dims == group["time"].dims == ("drawn_step", "datum")
     np.testing.assert_array_equal(group["time"].values, drawn.times)
     assert "units" not in group["time"].attrs
@@ -118,19 +118,19 @@ def test_bound_over_drawn_steps(drawn):
 def test_bound_over_a_batch_of_two_axes(terms):
     twice = inference.BoundTerms(*(jnp.stack([term, 2 * term], axis=-1) for term in terms))
     twice = twice._replace(times=jnp.stack([terms.times] * 2, axis=-1))
-    group = inference.bound_to_arviz(twice)["bound"]
+    group = twice.to_arviz()["bound"]
     assert group["bound"].dims == ("datum_0", "datum_1")
     assert group["divergence"].dims == ("time", "datum_0", "datum_1")
 
 
 def test_bound_of_a_chain_of_one_step(terms):
     one = terms._replace(times=terms.times[:0], divergences=terms.divergences[:0])
-    assert inference.bound_to_arviz(one)["bound"]["divergence"].shape == (0, 7)
+    assert one.to_arviz()["bound"]["divergence"].shape == (0, 7)
 
 
 def test_bound_refuses_other_units(terms):
     with pytest.raises(ValueError, match="units must be nats or bits; got 'dits'"):
-        inference.bound_to_arviz(terms, units="dits")
+        terms.to_arviz(units="dits")
 
 
 def test_trace(container):
@@ -171,8 +171,8 @@ def test_trace_without_steps_and_refusals():
 def test_round_trip_through_netcdf(kind, container, terms, drawn, tmp_path):
     trees = {
         "samples": lambda: inference.samples_to_arviz(RNG.normal(size=(4, 2)), observed=np.ones((3, 2))),
-        "bound": lambda: inference.bound_to_arviz(terms, units="bits"),
-        "drawn": lambda: inference.bound_to_arviz(drawn),
+        "bound": lambda: terms.to_arviz(units="bits"),
+        "drawn": lambda: drawn.to_arviz(),
         "trace": lambda: inference.trace_to_arviz({"step": [1, 5], "bound": [-2.0, -1.0]}),
     }
     tree, path = trees[kind](), tmp_path / "result.nc"

@@ -18,7 +18,8 @@ from scipy import stats
 
 from nedm_ppl import inference, models
 from nedm_ppl.inference import LogLikelihood, log_likelihood, pareto_k, trajectory_log_weight
-from nedm_ppl.inference import _arviz as diagnostics
+from nedm_ppl.inference import _named_arrays as named_arrays
+from nedm_ppl.inference.likelihood import _likelihood
 from nedm_ppl.inference.likelihood._likelihood import _draw
 from nedm_ppl.inference.likelihood._weights import _accurate_sum, plan
 from nedm_ppl.models.chain.schedules import FixedSchedule, _derived, erasing, log_snr_linear
@@ -268,13 +269,13 @@ def test_memory_and_batches_change_rounding_alone(name):
 
 def test_numbers_of_data_share_a_few_compiled_programs(monkeypatch):
     """A new size would be compiled anew at every call: of 33 to 40 data, one program."""
-    sizes, drawn = [], inference.likelihood.draw_log_weights
+    sizes, drawn = [], _likelihood.draw_log_weights
 
     def counted(keys, *args, **options):  # runs where it is traced
         sizes.append(len(keys))
         return drawn(keys, *args, **options)
 
-    monkeypatch.setattr(inference.likelihood, "draw_log_weights", counted)
+    monkeypatch.setattr(_likelihood, "draw_log_weights", counted)
     jax.clear_caches()
     x0 = np.tile(data_of("gaussian fixed"), (40, 1))
     whole = log_likelihood(jax.random.key(0), MODELS["gaussian fixed"], x0, num_particles=1).log_weights
@@ -387,7 +388,7 @@ def test_k_hat_is_arvizs():
     groups = {"posterior": {"x": (draws, np.zeros((1, 400)))}}
     # Leaving a datum out divides by its likelihood.
     groups["log_likelihood"] = {"x": ((*draws, "datum"), -log_weights[None])}
-    data = diagnostics._container({name: xr.Dataset(values) for name, values in groups.items()})
+    data = named_arrays.container({name: xr.Dataset(values) for name, values in groups.items()})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # some k are high, as they are meant to be
         theirs = az.loo(data, pointwise=True, reff=1.0).pareto_k
@@ -519,8 +520,8 @@ def compared():
 @pytest.mark.parametrize("arviz_version", [None, "1.0.0"])
 def test_to_arviz(compared, monkeypatch, tmp_path, arviz_version):
     if arviz_version:
-        real = diagnostics.version
-        monkeypatch.setattr(diagnostics, "version", lambda name: arviz_version if name == "arviz" else real(name))
+        real = named_arrays.version
+        monkeypatch.setattr(named_arrays, "version", lambda name: arviz_version if name == "arviz" else real(name))
     result = compared["right"]
     tree = result.to_arviz(units="bits")
     group, weights = tree["likelihood"], tree["sample_stats"]["log_weight"]

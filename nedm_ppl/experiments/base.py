@@ -184,7 +184,7 @@ def _write(experiment: Experiment, result: Result, key_figures: Array, out: Path
     """Files for ArviZ and figures."""
     outputs: dict[str, Callable[[Path], None]] = {
         "training.nc": lambda file: write_netcdf(file, inference.trace_to_arviz(result.fitted.history)),
-        "bound.nc": lambda file: write_netcdf(file, inference.bound_to_arviz(result.terms)),
+        "bound.nc": lambda file: write_netcdf(file, result.terms.to_arviz()),
         "likelihood.nc": lambda file: write_netcdf(file, result.likelihood.to_arviz()),
         "thermodynamics.nc": lambda file: write_netcdf(file, result.thermodynamics.to_arviz()),
         "thermodynamics.png": lambda file: thermodynamics_figure(

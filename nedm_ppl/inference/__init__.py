@@ -1,13 +1,7 @@
 """Inference: the bound, training, and what is read off a trained model."""
 
-from nedm_ppl.inference._arviz import bound_to_arviz as bound_to_arviz
-from nedm_ppl.inference._arviz import likelihood_to_arviz as likelihood_to_arviz
-from nedm_ppl.inference._arviz import likelihood_to_elpd as likelihood_to_elpd
 from nedm_ppl.inference._arviz import mcmc_to_arviz as mcmc_to_arviz
-from nedm_ppl.inference._arviz import posterior_to_arviz as posterior_to_arviz
 from nedm_ppl.inference._arviz import samples_to_arviz as samples_to_arviz
-from nedm_ppl.inference._arviz import sandwich_to_arviz as sandwich_to_arviz
-from nedm_ppl.inference._arviz import thermodynamics_to_arviz as thermodynamics_to_arviz
 from nedm_ppl.inference._arviz import trace_to_arviz as trace_to_arviz
 from nedm_ppl.inference.bound import BoundTerms as BoundTerms
 from nedm_ppl.inference.bound import Estimate as Estimate

@@ -27,6 +27,7 @@ from numpyro.distributions import Distribution, Independent, Normal
 from nedm_ppl.arguments import as_count, as_shape, check_key, check_kind
 from nedm_ppl.models._flow import DiffusionFlow, probability_flow
 from nedm_ppl.models._prior import DiffusionPrior
+from nedm_ppl.models._saving import load, save
 from nedm_ppl.models.chain._chain import MarkovChain
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.reverse._context import bind, checked, conditionals, num_contexts
@@ -297,17 +298,35 @@ class Diffusion(eqx.Module):
             numpyro.sample("trajectory", diffusion.process.forward(rows), infer=TRAJECTORY)
 
     def save(self, folder: str | PathLike, *, overwrite: bool = False) -> None:
-        """Write the model as a folder of JSON and arrays; see `nedm_ppl.models._saving.save`."""
-        from nedm_ppl.models import _saving as checkpoint
+        """Write the model as a folder of JSON and arrays, which appears whole or not at all.
 
-        checkpoint.save(self, folder, overwrite=overwrite)
+        Args:
+            folder: A new or empty folder; missing parents are made.
+            overwrite: Replace the model that `folder` holds. A folder with anything else in it is never replaced.
+
+        Raises:
+            ModelFolderError: `folder` is taken.
+            ValueError: the model holds what cannot be saved; the message says where.
+        """
+        save(self, folder, overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: str | PathLike, *, like: Self | None = None) -> Self:
-        """Read a model that `save` wrote; see `nedm_ppl.models._saving.load`."""
-        from nedm_ppl.models import _saving as checkpoint
+        """Read a model that `save` wrote: the same types, the same numbers, the same arrays bit for bit.
 
-        return checkpoint.load(folder, like=like)
+        Args:
+            folder: The folder.
+            like: A model built as the saved one was, needed where that has parts of the user's own: their code is taken from here.
+
+        Raises:
+            ModelFolderError: the folder is missing, damaged, foreign, newer than this library, or not like `like`.
+            ValueError: `like` is no Diffusion.
+        """
+        return load(folder, cls, cls._trace_one_step, like=like)
+
+    def _trace_one_step(self) -> None:
+        t, x = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct(self.event_shape, jnp.float32)
+        jax.eval_shape(lambda t, x: self.kernel(t, x).log_prob(x), t, x)
 
     def _registered(self) -> "Diffusion":
         """This model with its arrays declared as NumPyro parameters, under the one name `diffusion$params`; a context is none."""

@@ -40,7 +40,7 @@ Source: Song et al., Score-Based Generative Modeling through Stochastic Differen
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -55,11 +55,9 @@ from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import validate_sample
 
 from nedm_ppl.arguments import as_count, as_shape, check_key
+from nedm_ppl.models._model import Model
 from nedm_ppl.models.chain._captured import combine, partition
 from nedm_ppl.models.chain._mapped import Mapped
-
-if TYPE_CHECKING:
-    from nedm_ppl.models._diffusion import Diffusion
 
 __all__ = ["DiffusionFlow", "ProbabilityFlow"]
 
@@ -71,10 +69,10 @@ LARGE = 30.0
 class VelocityField(eqx.Module):
     r"""$dx/d\varphi$ of one datum, from the reverse kernels at t = first..T."""
 
-    diffusion: "Diffusion"
+    diffusion: Model
     first: int = eqx.field(static=True)
 
-    def __init__(self, diffusion: "Diffusion"):
+    def __init__(self, diffusion: Model):
         self.diffusion = diffusion
         self.first = 2 if diffusion.first_step == "fixed" else 1
 
@@ -114,7 +112,7 @@ class ProbabilityFlow(Transform):
         atol: Absolute tolerance.
     """
 
-    def __init__(self, diffusion: "Diffusion", *, probes: Array | None, rtol: float, atol: float):
+    def __init__(self, diffusion: Model, *, probes: Array | None, rtol: float, atol: float):
         # As in MarkovChain: arrays are leaves, and the code around them is static.
         self._arrays, self._static = partition(VelocityField(diffusion))
         self.probes, self.rtol, self.atol = probes, rtol, atol
@@ -263,7 +261,7 @@ class DiffusionFlow(Mapped, dist.TransformedDistribution):
 
 
 def probability_flow(
-    diffusion: "Diffusion", rng_key: Array | None, num_probes: int, rtol: float, atol: float
+    diffusion: Model, rng_key: Array | None, num_probes: int, rtol: float, atol: float
 ) -> DiffusionFlow:
     """What `Diffusion.flow` returns; see there."""
     schedule, size = diffusion.process.schedule, math.prod(diffusion.event_shape)

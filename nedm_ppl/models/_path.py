@@ -15,23 +15,20 @@ are for short chains: a gradient costs T network evaluations, one after the othe
 contexts may depend on latents upstream, for the density of the path is normalised whatever they are.
 """
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import numpyro
 from jax import Array
 from numpyro.distributions import Distribution, Independent, MultivariateNormal, Normal
 
-if TYPE_CHECKING:
-    from nedm_ppl.models._diffusion import Diffusion
+from nedm_ppl.models._diffusion import Diffusion
 
 __all__ = ["sample_path"]
 
 PARTICLES = "use diffusion.prior() with inference.ParticlePosterior, which takes any chain."
 
 
-def sample_path(name: str, diffusion: "Diffusion", *, centred: bool = False) -> Array:
+def sample_path(name: str, diffusion: Diffusion, *, centred: bool = False) -> Array:
     r"""Sample $x_0$ inside a NumPyro program, with the trajectory that leads to it as latent sites.
 
     Args:
@@ -73,7 +70,7 @@ def sample_path(name: str, diffusion: "Diffusion", *, centred: bool = False) -> 
     return numpyro.deterministic(name, path_end(diffusion, noise))
 
 
-def path_end(diffusion: "Diffusion", noise: Array) -> Array:
+def path_end(diffusion: Diffusion, noise: Array) -> Array:
     r"""$x_0$, shape (*batch, *event), from the noise $\epsilon_{0..T}$, shape (*batch, T + 1, *event), that drives the chain.
 
     It has the law of `diffusion.sample` where the noise is standard normal, and is differentiable in the noise and the model."""

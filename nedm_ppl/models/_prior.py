@@ -9,7 +9,7 @@ What may be done with such a site, the particle methods of `nedm_ppl.inference` 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,11 +19,9 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 
 from nedm_ppl.arguments import as_shape, check_key
+from nedm_ppl.models._model import Model
 from nedm_ppl.models.chain._captured import combine, partition
 from nedm_ppl.models.chain._mapped import Mapped, check_expansion
-
-if TYPE_CHECKING:
-    from nedm_ppl.models._diffusion import Diffusion
 
 __all__ = ["DiffusionPrior"]
 
@@ -50,15 +48,15 @@ class DiffusionPrior(Mapped):
     has_rsample = False
     has_enumerate_support = False
 
-    def __init__(self, diffusion: "Diffusion", *, batch_shape: tuple[int, ...] = (), validate_args: bool | None = None):
+    def __init__(self, diffusion: Model, *, batch_shape: tuple[int, ...] = (), validate_args: bool | None = None):
         # Values that plain functions in the model hold are arrays of it too, so that a dependence on them is noticed.
         self._arrays, self._static = partition(diffusion)
         super().__init__(batch_shape=batch_shape, event_shape=diffusion.event_shape, validate_args=validate_args)
         self.count_axes()
 
     @property
-    def diffusion(self) -> "Diffusion":
-        """The model whose $x_0$ this is; a ValueError where `jax.vmap` returned several."""
+    def diffusion(self) -> Any:
+        """The `Diffusion` whose $x_0$ this is; a ValueError where `jax.vmap` returned several."""
         self.check_one("prior")
         return combine(self._arrays, self._static)
 
@@ -120,7 +118,7 @@ class DiffusionPrior(Mapped):
 
 
 @eqx.filter_jit
-def _support(diffusion: "Diffusion", shape: tuple[int, ...]) -> constraints.Constraint:
+def _support(diffusion: Model, shape: tuple[int, ...]) -> constraints.Constraint:
     """Of the first step; compiled, what of the network it does not depend on is not evaluated."""
     return diffusion.first_kernel(jnp.zeros(shape)).support
 

@@ -45,7 +45,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nedm_ppl import models
 from nedm_ppl.files import locked, npz, printable, shortened, sync
 
 __all__ = ["ModelFolderError", "load", "save"]
@@ -62,7 +61,7 @@ AGAIN = "Restore the folder from a copy, or save the model again."
 ARRAY = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 ABSENT: Any = object()  # where no `like` was given: None is a value
 
-D = TypeVar("D", bound=models.Diffusion)
+M = TypeVar("M", bound=eqx.Module)
 Manifest = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
@@ -70,7 +69,7 @@ class ModelFolderError(ValueError):
     """A folder that holds no model which can be read here, or that must not be written over."""
 
 
-def save(diffusion: models.Diffusion, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
+def save(diffusion: eqx.Module, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
     """Write a model to `folder`, which appears whole or not at all.
 
     Args:
@@ -81,10 +80,8 @@ def save(diffusion: models.Diffusion, folder: str | os.PathLike, *, overwrite: b
 
     Raises:
         ModelFolderError: `folder` is taken.
-        ValueError: `diffusion` is no Diffusion, or holds what cannot be saved; the message says where.
+        ValueError: `diffusion` holds what cannot be saved; the message says where.
     """
-    if not isinstance(diffusion, models.Diffusion):
-        raise ValueError(f"diffusion must be a models.Diffusion; got a {type(diffusion).__name__}.")
     writer, folder = _Writer(), Path(os.path.realpath(folder))
     tree = writer.encode(diffusion, "model")
     _check_free(folder, overwrite)
@@ -123,36 +120,37 @@ def _write(new: Path, arrays: dict[str, np.ndarray], tree: Any) -> None:
         sync(path)
 
 
-def load(folder: str | os.PathLike, *, like: D | None = None) -> D:
+def load(folder: str | os.PathLike, kind: type[M], step: Callable[[M], Any], *, like: M | None = None) -> M:
     """Read a model that `save` wrote: the same types, the same numbers, the same arrays bit for bit.
 
     Args:
         folder: The folder.
+        kind: The class that the model must be of.
+        step: One reverse step of a model, which must not fail.
         like: A model built as the saved one was, needed where that has parts of the user's own: their code, and whatever
             they keep in static fields, is taken from here. Types, shapes and dtypes must agree with the folder's;
             every other value comes from the folder.
 
     Raises:
         ModelFolderError: the folder is missing, damaged, foreign, newer than this library, or not like `like`.
-        ValueError: `like` is no Diffusion.
+        ValueError: `like` is of another kind.
     """
-    if like is not None and not isinstance(like, models.Diffusion):
-        raise ValueError(f"like must be a models.Diffusion; got a {type(like).__name__}.")
+    if like is not None and not isinstance(like, kind):
+        raise ValueError(f"like must be a models.{kind.__name__}; got a {type(like).__name__}.")
     document = _read_document(Path(folder))
     reader = _Reader(Path(folder) / TREE, _read_arrays(Path(folder), document))
-    diffusion = reader.decode(document["model"], ABSENT if like is None else like, "model")
-    if not isinstance(diffusion, models.Diffusion):
-        raise reader.error(f"the model must be a Diffusion; got a {type(diffusion).__name__}")
+    model = reader.decode(document["model"], ABSENT if like is None else like, "model")
+    if not isinstance(model, kind):
+        raise reader.error(f"the model must be a {kind.__name__}; got a {type(model).__name__}")
     if unused := reader.arrays.keys() - reader.used:
         raise reader.error(f"every array must have a place in the model; {min(unused)} has none")
-    try:  # trace one reverse step: arrays that do not suit each other fail here, and not in a user's program
-        t, x = (jax.ShapeDtypeStruct(*of) for of in (((), jnp.int32), (diffusion.event_shape, jnp.float32)))
-        jax.eval_shape(lambda t, x: diffusion.kernel(t, x).log_prob(x), t, x)
+    try:  # arrays that do not suit each other fail here, and not in a user's program
+        step(model)
     except Exception as error:
         raise reader.error(
             f"the model must be able to take a reverse step; it fails with {shortened(str(error))}"
         ) from error
-    return cast(D, diffusion)
+    return model
 
 
 class _Writer:

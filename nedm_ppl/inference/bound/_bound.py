@@ -10,10 +10,12 @@ depend on T. This is the exact expectation; the paper's equation 14 replaces the
 which holds in the mean over data of unit second moment (or mean `rate`), and never per datum.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import MaskedDistribution
@@ -22,6 +24,7 @@ from numpyro.infer import ELBO
 from numpyro.primitives import Messenger
 
 from nedm_ppl.arguments import as_count, check_key, check_kind, check_unmasked
+from nedm_ppl.inference._named_arrays import UNBIASED, container, data_dims, dataset, per_unit
 from nedm_ppl.inference.bound._divergence import divergence
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.reverse._context import rows_of_context
@@ -53,6 +56,56 @@ class BoundTerms(NamedTuple):
     def total(self) -> Array:
         """K per datum: an unbiased estimate of a lower bound on log p(x_0); nats, shape (*batch,)."""
         return self.first_step - self.diffusion - self.prior
+
+    def to_arviz(self, *, units: str = "nats") -> Any:
+        """The bound of every datum, term by term and step by step, in a group of its own named `bound`.
+
+        The group has no `chain` and no `draw`: a datum's bound is one number with Monte Carlo noise, not a draw of a posterior.
+
+        Args:
+            units: `nats` or `bits`.
+
+        Returns:
+            `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the variables
+
+            - `bound`, the lower bound K, and its terms `prior`, `diffusion`, `first_step`: dimensions (*datum,);
+            - `divergence`: dimensions (time, *datum) with t as coordinate where every step was taken, else (drawn_step, *datum)
+              beside the variable `time` that says which step each was.
+
+        Raises:
+            ValueError: units other than these.
+        """
+        factor = per_unit(units)
+        values = [np.asarray(term, np.float64) * factor for term in (*self[:3], self.divergences)]
+        prior, diffusion, first_step, divergences = values
+        times = np.asarray(self.times)
+        data = data_dims(prior.ndim)
+
+        def described(value: np.ndarray, long_name: str, estimate: str, dims: tuple[str, ...] = data) -> tuple:
+            return dims, value, {"long_name": long_name, "units": units, "estimate": estimate}
+
+        first_estimate = f"exact for the fixed first step, else {UNBIASED}"
+        bound_estimate = f"lower bound on log p(x_0), {UNBIASED}"
+        variables = {
+            "bound": described(
+                first_step - diffusion - prior, "bound K = first_step - diffusion - prior", bound_estimate
+            ),
+            "prior": described(prior, "KL(q(x_T | x_0) || pi)", "exact"),
+            "diffusion": described(diffusion, "sum over steps t >= 2 of E KL(q || p)", UNBIASED),
+            "first_step": described(first_step, "E log p(x_0 | x_1)", first_estimate),
+        }
+        coords = {name: np.arange(size) for name, size in zip(data, prior.shape, strict=True)}
+        by_step = times.reshape(len(times), math.prod(times.shape[1:]))
+        shared = bool(np.all(by_step == by_step[:, :1])) and len(np.unique(by_step[:, :1])) == len(times)
+        step_dim = "time" if shared else "drawn_step"
+        variables["divergence"] = described(
+            divergences, "KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))", UNBIASED, (step_dim, *data)
+        )
+        if shared:
+            coords["time"] = by_step[:, 0]
+        else:
+            variables["time"] = ((step_dim, *data), times, {"long_name": "step t", "estimate": "exact"})
+        return container({"bound": dataset(variables, coords)})
 
 
 def bound_terms(

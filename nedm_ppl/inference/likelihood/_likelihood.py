@@ -27,8 +27,25 @@ from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind, check_unmasked, whole
+from nedm_ppl.inference._named_arrays import (
+    container,
+    data_dims,
+    dataset,
+    described,
+    import_arviz,
+    is_arviz_1,
+    per_unit,
+)
 from nedm_ppl.inference.bound._evaluation import Estimate, estimate
-from nedm_ppl.inference.likelihood._pareto import COARSE, RELIABLE, pareto_k, resolution, spread_threshold, upper_spread
+from nedm_ppl.inference.likelihood._pareto import (
+    COARSE,
+    RELIABLE,
+    k_threshold,
+    pareto_k,
+    resolution,
+    spread_threshold,
+    upper_spread,
+)
 from nedm_ppl.inference.likelihood._weights import draw_log_weights, plan
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.reverse._context import rows_of_context
@@ -164,16 +181,89 @@ class LogLikelihood(NamedTuple):
         }
 
     def to_arviz(self, *, units: str = "nats") -> Any:
-        """Estimates, errors, diagnostics and log weights as ArviZ data; see `diagnostics.likelihood_to_arviz`."""
-        from nedm_ppl.inference._arviz import likelihood_to_arviz
+        """Importance-sampled log likelihoods, per datum, and the log weights they came from.
 
-        return likelihood_to_arviz(self, units=units)
+        Args:
+            units: `nats` or `bits`, of log probabilities and their errors.
+
+        Returns:
+            `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the groups
+
+            - `likelihood`: `log_prob`, `se`, `ess`, `k_hat`, `spread` (nats), `num_particles`, `flagged`, `reached`;
+              dimensions (*datum,);
+            - `sample_stats`: `log_weight`, dimensions (trajectory, *datum), NaN beyond a datum's own number. Trajectories are no
+              posterior draws, so there is no `chain`, no `draw` and no `posterior` for ArviZ to reweight across.
+
+        Raises:
+            ValueError: units other than these.
+        """
+        factor = per_unit(units)
+        data = data_dims(self.log_prob.ndim)
+        variables = {
+            "log_prob": (data, self.log_prob * factor, described("log p(x_0)", self.label, units)),
+            "se": (data, self.se * factor, described("standard error of log_prob", "delta method", units)),
+            "ess": (data, self.ess, described("effective sample size", "(sum w)^2 / sum w^2")),
+            "k_hat": (data, self.k_hat, described("Pareto k-hat", "empirical Bayes fit to the largest weights")),
+            "num_particles": (data, self.num_particles, described("number of trajectories", "exact")),
+            "spread": (
+                data,
+                self.spread,
+                described("upper half of the log weights above their median", "mean", "nats"),
+            ),
+            "flagged": (data, self.flagged, described("spread or k-hat too high to trust log_prob", "exact")),
+            "reached": (data, self.reached, described("whether the standard error asked for was reached", "exact")),
+        }
+        weight = described("log p(x_0..x_T) - log q(x_1..x_T | x_0)", "exact for its trajectory", units)
+        weights = {"log_weight": (("trajectory", *data), self.log_weights * factor, weight)}
+        return container({"likelihood": dataset(variables), "sample_stats": dataset(weights)})
 
     def to_elpd(self) -> Any:
-        """Pointwise holdout log likelihood for ArviZ; see `diagnostics.likelihood_to_elpd`. To compare models use `compare`."""
-        from nedm_ppl.inference._arviz import likelihood_to_elpd
+        """Pointwise log likelihood of held-out data as ArviZ's `ELPDData`.
 
-        return likelihood_to_elpd(self)
+        To compare models use `inference.compare` in place of `az.compare`, which cannot know whether two numbers are of the
+        same data in the same scale; the attributes `data` and `quantity` of the pointwise values say it.
+
+        The data must not have been trained on, and be the same in the same order for every model compared: differences are
+        paired by datum. ArviZ before 1 knows leave-one-out estimates alone, so there `elpd_loo` is the holdout's sum;
+        nothing is left out or reweighted, and there is no effective number of parameters (NaN). `se` is over data and
+        trajectories; the differences' `dse` likewise. `az.compare` prints "warning" where any datum is flagged.
+
+        Of ArviZ's model weights prefer `method="pseudo-BMA"`: stacking exponentiates every datum's log density, which underflows
+        below -745 nats.
+
+        Raises:
+            ValueError: fewer than two data, or an estimate that is not finite.
+        """
+        log_prob = self.log_prob.ravel()
+        if log_prob.size < 2 or not np.all(np.isfinite(log_prob)):
+            raise ValueError(
+                f"an ELPD needs finite log likelihoods of at least two data; got {int(np.isfinite(log_prob).sum())} of "
+                f"{log_prob.size}."
+            )
+        import xarray as xr
+
+        pointwise = xr.DataArray(log_prob, dims=("datum",), coords={"datum": np.arange(log_prob.size)})
+        pointwise.attrs = {"data": self.data or "unknown", "quantity": self.unit or "unknown"}
+        parts = {
+            "elpd": float(log_prob.sum()),
+            "se": float(np.sqrt(log_prob.size * log_prob.var())),
+            "p": math.nan,
+            "n_samples": int(self.num_particles.max()),
+            "n_data_points": log_prob.size,
+            "warning": bool(self.flagged.any()),
+            "scale": "log",
+            "good_k": float(k_threshold(self.num_particles.max())),
+            "elpd_i": pointwise,
+            "pareto_k": pointwise.copy(data=self.k_hat.ravel()),
+        }
+        az = import_arviz()
+        if is_arviz_1():
+            # ArviZ 1.0 must be told one of its own criteria; 1.3 has a class for a criterion that is none of them.
+            kind = {} if "kind" not in az.ELPDData.__dataclass_fields__ else {"kind": "loo"}
+            return az.ELPDData(**kind, **parts)
+        names = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
+        # The first entry's name says which criterion it is; printing reads the first three in this order.
+        return az.ELPDData(data=list(parts.values()), index=[names.get(name, name) for name in parts])
 
 
 def log_likelihood(

@@ -24,6 +24,7 @@ import numpy as np
 from jax import Array
 
 from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind
+from nedm_ppl.inference._named_arrays import container, dataset, described, per_unit
 from nedm_ppl.inference.bound._evaluation import Estimate, estimate
 from nedm_ppl.inference.likelihood._likelihood import DEFAULT_MEMORY, log_likelihood
 from nedm_ppl.inference.likelihood._weights import plan, trajectory_log_weight
@@ -70,10 +71,23 @@ class Sandwich(NamedTuple):
         return {"num_data": len(self.lower), "num_particles": self.num_particles} | entries
 
     def to_arviz(self, *, units: str = "nats") -> Any:
-        """The bounds and the simulated data as ArviZ data; see `diagnostics.sandwich_to_arviz`."""
-        from nedm_ppl.inference._arviz import sandwich_to_arviz
+        """Bounds from both sides on simulated data, in the group `sandwich`, and the data themselves in `simulated`.
 
-        return sandwich_to_arviz(self, units=units)
+        Args:
+            units: `nats` or `bits`.
+
+        Raises:
+            ValueError: units other than these.
+        """
+        factor = per_unit(units)
+        data = ("datum",)
+        count = f"{self.num_particles} trajectories"
+        lower = described("lower bound on log p(x_0)", f"in expectation, {count}", units)
+        upper = described("upper bound on log p(x_0)", f"in expectation, {count}, one of them exact", units)
+        bounds = {"lower": (data, self.lower * factor, lower), "upper": (data, self.upper * factor, upper)}
+        names = tuple(f"x0_dim_{i}" for i in range(self.x0.ndim - 1))
+        x0 = described("x_0 drawn from the model", "exact draws from the model, independent")
+        return container({"sandwich": dataset(bounds), "simulated": dataset({"x0": (("datum", *names), self.x0, x0)})})
 
 
 def sandwich(

@@ -18,6 +18,7 @@ from numpyro.ops.provenance import eval_provenance
 from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import check_concrete, check_key
+from nedm_ppl.inference._named_arrays import container, dataset, described
 from nedm_ppl.inference.posterior._downstream import Downstream, Site, diffusion_site, guide, prior_of
 from nedm_ppl.inference.posterior._multiplier import Known, Multiplier, Product, as_multiplier
 from nedm_ppl.inference.posterior._particle_verdict import DoubtfulPosterior, doubts
@@ -253,10 +254,49 @@ class ParticlePosterior:
         print(self._summary(prob, max_rows))
 
     def to_arviz(self) -> Any:
-        """Draws, weights and diagnostics as ArviZ data; see `diagnostics.posterior_to_arviz`."""
-        from nedm_ppl.inference._arviz import posterior_to_arviz
+        """Draws of a particle posterior, and how its filters fared.
 
-        return posterior_to_arviz(self)
+        Returns:
+            `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the groups
+
+            - `posterior`: equally weighted draws under the site's name, dimensions (chain, draw, ...), one chain. The repeats are
+              pooled by their evidences, so they are no chains, and r-hat means nothing here;
+            - `particles`: `log_weight` (repeat, particle), `ess` and `num_ancestors` (repeat, time), `log_evidence` (repeat,), and
+              `doubts`, a text, empty where nothing speaks against the numbers.
+
+            Of a batch everything has a dimension `observation`, after (chain, draw) and before all others.
+        """
+        particles = self.particles
+        ((site, draws),) = self.get_samples().items()
+        lead = ("observation",) * (particles.log_evidence.ndim - 1)
+        if lead:
+            draws = np.moveaxis(draws, 0, 1)  # ArviZ has draws first
+        names = tuple(f"{site}_dim_{i}" for i in range(draws.ndim - 1 - len(lead)))
+        drawn = described(
+            "draws from the posterior", f"by particles, {self.num_particles} in {self.num_repeats} repeats"
+        )
+        sample = {site: (("chain", "draw", *lead, *names), draws[None], drawn)}
+        unbiased = "its exponential is unbiased for the evidence"
+        by_repeat = {
+            "log_weight": (
+                ("repeat", "particle"),
+                self.log_weights,
+                described("normalised log weight", "all repeats", "nats"),
+            ),
+            "ess": (("repeat", "time"), particles.ess, described("effective sample size", "(sum w)^2 / sum w^2")),
+            "num_ancestors": (
+                ("repeat", "time"),
+                particles.num_ancestors,
+                described("particles at T with descendants", "exact"),
+            ),
+            "log_evidence": (("repeat",), particles.log_evidence, described("log Z of one repeat", unbiased, "nats")),
+        }
+        values = {name: ((*lead, *dims), np.asarray(value), attrs) for name, (dims, value, attrs) in by_repeat.items()}
+        verdicts = self.doubts if lead else (self.doubts,)
+        said = np.asarray(["; ".join(reasons) for reasons in verdicts])
+        said_of = described("reasons to doubt these numbers", "a verdict; no reason is no proof")
+        values["doubts"] = (lead, said.reshape(np.shape(particles.log_evidence)[:-1]), said_of)
+        return container({"posterior": dataset(sample), "particles": dataset(values)})
 
     @property
     def site(self) -> str:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
+from nedm_ppl.inference._named_arrays import UNBIASED, container, data_dims, dataset, described, per_unit
 from nedm_ppl.inference.bound._bound import BoundTerms
 from nedm_ppl.inference.bound._evaluation import Estimate, estimate
 from nedm_ppl.inference.likelihood._likelihood import LogLikelihood
@@ -95,10 +96,55 @@ class Thermodynamics(NamedTuple):
     work: Work
 
     def to_arviz(self, *, units: str = "nats") -> Any:
-        """Entropies, losses and work as ArviZ data; see `diagnostics.thermodynamics_to_arviz`."""
-        from nedm_ppl.inference._arviz import thermodynamics_to_arviz
+        """Entropy bounds and losses per step, and the work of forward trajectories.
 
-        return thermodynamics_to_arviz(self, units=units)
+        Args:
+            units: `nats` or `bits`, of entropies, losses and work; `log_snr` is a natural logarithm.
+
+        Returns:
+            `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the groups
+
+            - `thermodynamics`: `log_snr`, `entropy_lower`, `entropy_upper`, `entropy_upper_any_data` and their `_se`, dimensions
+              (time,), t = 1..T; `loss` and `loss_se`, dimensions (loss_time,), the steps that were evaluated;
+            - `work`: `work`, dimensions (trajectory, *datum), `free_energy` and `free_energy_se`, dimensions (*datum,).
+
+        Raises:
+            ValueError: units other than these.
+        """
+        factor = per_unit(units)
+        entropy, losses, work = self.entropy, self.losses, self.work
+        by_step = {"log_snr": (("time",), self.log_snr, described("log signal-to-noise ratio of x_t", "exact", "nats"))}
+        for name, long_name in (
+            ("lower", "lower bound on H(X_{t-1} | X_t)"),
+            ("upper", "upper bound on H(X_{t-1} | X_t), equation 24"),
+            ("upper_any_data", "upper bound on H(X_{t-1} | X_t), any data"),
+        ):
+            value, se = getattr(entropy, name), getattr(entropy, f"{name}_se")
+            label = "exact" if not np.any(se) else "mean over the data"
+            by_step[f"entropy_{name}"] = (("time",), value * factor, described(long_name, label, units))
+            by_step[f"entropy_{name}_se"] = (("time",), se * factor, described("its standard error", label, units))
+        loss = described("E KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))", UNBIASED, units)
+        loss_se = described("its standard error", "over data and draws of x_t", units)
+        by_step |= {
+            "loss": (("loss_time",), losses.mean * factor, loss),
+            "loss_se": (("loss_time",), losses.se * factor, loss_se),
+        }
+        data = data_dims(work.free_energy.ndim)
+        by_trajectory = {
+            "work": (
+                ("trajectory", *data),
+                work.work * factor,
+                described("work -log w", "exact for its trajectory", units),
+            ),
+            "free_energy": (data, work.free_energy * factor, described("-log p(x_0)", "Jarzynski average", units)),
+            "free_energy_se": (
+                data,
+                work.free_energy_se * factor,
+                described("standard error of free_energy", "delta method", units),
+            ),
+        }
+        coords = {"time": entropy.times, "loss_time": losses.times}
+        return container({"thermodynamics": dataset(by_step, coords), "work": dataset(by_trajectory)})
 
 
 def thermodynamics(diffusion: Diffusion, x0: ArrayLike, terms: BoundTerms, likelihood: LogLikelihood) -> Thermodynamics:
