@@ -44,6 +44,8 @@ def cholesky(matrix: Array) -> Array:
 def positive_part(matrix: Array) -> Array:
     r"""A symmetric positive semidefinite matrix: that of the batch where it is one already, else one near it."""
     factor = cholesky(0.5 * (matrix + jnp.swapaxes(matrix, -1, -2)))
+    if matrix.shape[-1] <= LARGEST_UNROLLED:  # a call for every matrix of the batch takes longer
+        return jnp.sum(factor[..., :, None, :] * factor[..., None, :, :], axis=-1)
     return jnp.matmul(factor, jnp.swapaxes(factor, -1, -2), precision="highest")
 
 
