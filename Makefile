@@ -21,6 +21,7 @@ test: lint types pytest
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 
 types: install
 	$(BIN)/mypy --cache-dir .mypy_cache/$(VERSION)

@@ -45,7 +45,7 @@ from rich.table import Table
 from scipy import stats
 
 from nedm_ppl import data, inference, models, plotting
-from nedm_ppl.experiments.swiss_roll import training
+from nedm_ppl.experiments._swiss_roll import training
 
 NUM_STEPS, NUM_OBSERVATIONS = 20, 3
 BLUR = 0.3  # of the moons, in their standard deviation

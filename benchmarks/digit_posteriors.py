@@ -27,7 +27,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.neighbors import KNeighborsRegressor
 
 from nedm_ppl import data
-from nedm_ppl.experiments import restore
+from nedm_ppl import restoration as restore
 from nedm_ppl.models import Diffusion
 
 

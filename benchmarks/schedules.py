@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nedm_ppl import data, inference, models
-from nedm_ppl.experiments.swiss_roll import training
+from nedm_ppl.experiments._swiss_roll import training
 
 NUM_STEPS, BITS = 40, 1.0 / np.log(2.0)
 

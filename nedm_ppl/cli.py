@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from nedm_ppl.experiments.restore import Degradation
+    from nedm_ppl.restoration import Degradation
 
 app = typer.Typer(
     add_completion=False,
@@ -192,7 +192,7 @@ def inpaint(
     out: Annotated[Path, typer.Option("--out", help="Output folder; must not exist.")] = Path("inpainted"),
 ) -> None:
     """Hide a part of data, and draw it from its posterior under a trained model (Figure 5)."""
-    from nedm_ppl.experiments.restore import HIDDEN, Hidden, hidden
+    from nedm_ppl.restoration import HIDDEN, Hidden, hidden
 
     def hide(x0: "np.ndarray") -> "Degradation":
         if mask in HIDDEN:
@@ -219,7 +219,7 @@ def denoise(
     out: Annotated[Path, typer.Option("--out", help="Output folder; must not exist.")] = Path("denoised"),
 ) -> None:
     """Add Gaussian noise to data, and draw them from their posterior under a trained model (Figure 3)."""
-    from nedm_ppl.experiments.restore import Noise
+    from nedm_ppl.restoration import Noise
 
     about: dict[str, Any] = {"task": "denoise"}
 
@@ -286,7 +286,7 @@ def _restore(
 
     import jax
 
-    from nedm_ppl.experiments import restore
+    from nedm_ppl import restoration as restore
     from nedm_ppl.models import Diffusion
 
     _check_sizes(particles=particles, repeats=repeats, num_steps=num_steps, seed=seed)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 try:
     import fcntl
 except ImportError:  # not posix
@@ -15,6 +17,7 @@ except ImportError:  # not posix
 
 __all__ = [
     "OutputError",
+    "OutputFolderError",
     "locked",
     "npz",
     "printable",
@@ -22,6 +25,7 @@ __all__ = [
     "shortened",
     "sync",
     "whole",
+    "write_figure",
     "write_json",
     "write_netcdf",
     "write_outputs",
@@ -30,6 +34,10 @@ __all__ = [
 
 class OutputError(OSError):
     """Some outputs of work that is done could not be written; the others are there."""
+
+
+class OutputFolderError(ValueError):
+    """An output folder that must not be written to."""
 
 
 @contextmanager
@@ -149,3 +157,15 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def write_figure(axes: Any, file: Path) -> None:
+    """Write the figure that holds these axes, and close it."""
+    import matplotlib.pyplot as plt
+
+    figure = np.asarray(axes).ravel()[0].figure
+    try:
+        with whole(file) as stream:
+            figure.savefig(stream, format=file.suffix[1:], dpi=150, bbox_inches="tight")
+    finally:
+        plt.close(figure)

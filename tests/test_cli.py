@@ -20,7 +20,7 @@ import xarray as xr
 
 from nedm_ppl import cli
 from nedm_ppl.experiments import EXPERIMENTS, choose
-from nedm_ppl.experiments.base import Split
+from nedm_ppl.experiments._spec import Split
 from nedm_ppl.inference.training._state_arrays import write_arrays
 from nedm_ppl.models import Diffusion
 from nedm_ppl.models.networks import PatchTransformer, ResidualMLP
@@ -455,8 +455,8 @@ def broken(*_, **__):
     [
         ("xarray.DataTree.to_netcdf", ["training.nc", "bound.nc", "likelihood.nc", "thermodynamics.nc"]),
         ("nedm_ppl.plotting.loss_curve", ["loss.png"]),
-        ("nedm_ppl.experiments.base.thermodynamics_figure", ["thermodynamics.png"]),
-        ("nedm_ppl.experiments.base.inference.log_likelihood", ["metrics.json"]),
+        ("nedm_ppl.experiments._run.thermodynamics_figure", ["thermodynamics.png"]),
+        ("nedm_ppl.experiments._run.inference.log_likelihood", ["metrics.json"]),
     ],
 )
 def test_what_was_trained_is_kept_whatever_else_cannot_be_written(where, lost, tmp_path, capsys, monkeypatch):

@@ -10,8 +10,10 @@ from contextlib import suppress
 import pytest
 
 from nedm_ppl import files, interrupts
-from nedm_ppl.experiments import EXPERIMENTS, folder
-from nedm_ppl.experiments.folder import OutputFolderError, opened
+from nedm_ppl.experiments import EXPERIMENTS
+from nedm_ppl.experiments import _folder as folder
+from nedm_ppl.experiments._folder import opened
+from nedm_ppl.files import OutputFolderError
 
 EARLIER = ("checkpoint/run.json", "checkpoint/steps/20/arrays.npz", "model/model.json", "metrics.json", "loss.png")
 FOREIGN = ("thesis.tex", "samples of mine/x.npy")
@@ -134,9 +136,9 @@ def test_all_that_an_experiment_writes_is_known():
     import inspect
     import re
 
-    from nedm_ppl.experiments import base, figures
+    from nedm_ppl.experiments import _figures, _run
 
-    modules = {inspect.getmodule(experiment.figures) for experiment in EXPERIMENTS.values()} | {base, figures}
+    modules = {inspect.getmodule(experiment.figures) for experiment in EXPERIMENTS.values()} | {_run, _figures}
     named = {name for module in modules for name in re.findall(r'"(\w+\.(?:png|nc|json))"', inspect.getsource(module))}
     assert len(named) > 10 and named <= set(folder.OUTPUTS)
 

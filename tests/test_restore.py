@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 
 from nedm_ppl import models
-from nedm_ppl.experiments.base import OutputFolderError
-from nedm_ppl.experiments.restore import HIDDEN, Hidden, Noise, hidden, restore, save
+from nedm_ppl.files import OutputFolderError
+from nedm_ppl.restoration import HIDDEN, Hidden, Noise, hidden, restore, save
 from tests.conftest import assert_mean
 
 KEY, RATE, T = jax.random.key(0), 0.3, 6

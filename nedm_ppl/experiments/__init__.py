@@ -1,14 +1,14 @@
 """The paper's experiments, and others; `nedm list` names them and `nedm run` runs them."""
 
-from nedm_ppl.experiments.base import Experiment as Experiment
-from nedm_ppl.experiments.base import Result as Result
-from nedm_ppl.experiments.base import run as run
-from nedm_ppl.experiments.digits import DIGITS
-from nedm_ppl.experiments.digits_conditional import DIGITS_CONDITIONAL
-from nedm_ppl.experiments.gray_code import GRAY_CODE
-from nedm_ppl.experiments.heartbeat import HEARTBEAT
-from nedm_ppl.experiments.plane import PLANE
-from nedm_ppl.experiments.swiss_roll import SWISS_ROLL, SWISS_ROLL_RBF
+from nedm_ppl.experiments._digits import DIGITS
+from nedm_ppl.experiments._digits_conditional import DIGITS_CONDITIONAL
+from nedm_ppl.experiments._gray_code import GRAY_CODE
+from nedm_ppl.experiments._heartbeat import HEARTBEAT
+from nedm_ppl.experiments._plane import PLANE
+from nedm_ppl.experiments._run import run as run
+from nedm_ppl.experiments._spec import Experiment as Experiment
+from nedm_ppl.experiments._spec import Result as Result
+from nedm_ppl.experiments._swiss_roll import SWISS_ROLL, SWISS_ROLL_RBF
 
 ALL = (SWISS_ROLL, SWISS_ROLL_RBF, HEARTBEAT, DIGITS, DIGITS_CONDITIONAL, PLANE, GRAY_CODE)
 EXPERIMENTS = {experiment.name: experiment for experiment in ALL}

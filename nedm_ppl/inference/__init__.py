@@ -54,7 +54,6 @@ from nedm_ppl.inference.thermodynamics import Thermodynamics as Thermodynamics
 from nedm_ppl.inference.thermodynamics import Work as Work
 from nedm_ppl.inference.thermodynamics import entropy_bounds as entropy_bounds
 from nedm_ppl.inference.thermodynamics import step_losses as step_losses
-from nedm_ppl.inference.thermodynamics import thermodynamics as thermodynamics
 from nedm_ppl.inference.thermodynamics import work as work
 from nedm_ppl.inference.training import CheckpointError as CheckpointError
 from nedm_ppl.inference.training import Fitted as Fitted

@@ -6,5 +6,4 @@ from nedm_ppl.inference.thermodynamics._thermodynamics import StepLosses as Step
 from nedm_ppl.inference.thermodynamics._thermodynamics import Thermodynamics as Thermodynamics
 from nedm_ppl.inference.thermodynamics._thermodynamics import Work as Work
 from nedm_ppl.inference.thermodynamics._thermodynamics import step_losses as step_losses
-from nedm_ppl.inference.thermodynamics._thermodynamics import thermodynamics as thermodynamics
 from nedm_ppl.inference.thermodynamics._thermodynamics import work as work

@@ -27,7 +27,7 @@ from nedm_ppl.inference.likelihood._likelihood import LogLikelihood
 from nedm_ppl.inference.thermodynamics._entropy import EntropyBounds, entropy_bounds
 from nedm_ppl.models._diffusion import Diffusion
 
-__all__ = ["StepLosses", "Thermodynamics", "Work", "step_losses", "thermodynamics", "work"]
+__all__ = ["StepLosses", "Thermodynamics", "Work", "step_losses", "work"]
 
 
 class StepLosses(NamedTuple):
@@ -95,6 +95,22 @@ class Thermodynamics(NamedTuple):
     losses: StepLosses
     work: Work
 
+    @classmethod
+    def of(cls, diffusion: Diffusion, x0: ArrayLike, terms: BoundTerms, likelihood: LogLikelihood) -> "Thermodynamics":
+        """Entropy bounds, losses per step and work, from what `evaluate` and `log_likelihood` have drawn already.
+
+        Args:
+            diffusion: The model.
+            x0: The data that `terms` were evaluated on, shape (N, *event).
+            terms: As `evaluate` returns them.
+            likelihood: As `log_likelihood` returns it, for the same data or some of them.
+
+        Raises:
+            ValueError: data that this process cannot have.
+        """
+        log_snr = np.asarray(diffusion.process.schedule.log_snr, np.float64)
+        return cls(log_snr, entropy_bounds(diffusion.process, x0), step_losses(terms), work(likelihood))
+
     def to_arviz(self, *, units: str = "nats") -> Any:
         """Entropy bounds and losses per step, and the work of forward trajectories.
 
@@ -145,26 +161,6 @@ class Thermodynamics(NamedTuple):
         }
         coords = {"time": entropy.times, "loss_time": losses.times}
         return container({"thermodynamics": dataset(by_step, coords), "work": dataset(by_trajectory)})
-
-
-def thermodynamics(diffusion: Diffusion, x0: ArrayLike, terms: BoundTerms, likelihood: LogLikelihood) -> Thermodynamics:
-    """Entropy bounds, losses per step and work, from what `evaluate` and `log_likelihood` have drawn already.
-
-    Args:
-        diffusion: The model.
-        x0: The data that `terms` were evaluated on, shape (N, *event).
-        terms: As `evaluate` returns them.
-        likelihood: As `log_likelihood` returns it, for the same data or some of them.
-
-    Raises:
-        ValueError: data that this process cannot have.
-    """
-    return Thermodynamics(
-        np.asarray(diffusion.process.schedule.log_snr, np.float64),
-        entropy_bounds(diffusion.process, x0),
-        step_losses(terms),
-        work(likelihood),
-    )
 
 
 def step_losses(terms: BoundTerms) -> StepLosses:

@@ -1,19 +1,16 @@
-"""Pictures that every experiment draws, and how they are written."""
+"""Pictures that every experiment draws."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nedm_ppl.files import whole
+from nedm_ppl.experiments._spec import Result
+from nedm_ppl.files import write_figure
 
-if TYPE_CHECKING:
-    from nedm_ppl.experiments.base import Result
-
-__all__ = ["thermodynamics_figure", "training_figures", "write"]
+__all__ = ["thermodynamics_figure", "training_figures"]
 
 
-def training_figures(result: "Result", out: Path, *, num_coordinates: int = 1, per: str = "datum") -> None:
+def training_figures(result: Result, out: Path, *, num_coordinates: int = 1, per: str = "datum") -> None:
     """The loss curve with the null and truth lines, and where along the chain the bound loses its bits."""
     from nedm_ppl import plotting
 
@@ -30,11 +27,11 @@ def training_figures(result: "Result", out: Path, *, num_coordinates: int = 1, p
         validation=validation,
         per=per,
     )
-    write(ax, out / "loss.png")
-    write(plotting.bound_by_step(result.terms.times, result.terms.divergences), out / "bound_by_step.png")
+    write_figure(ax, out / "loss.png")
+    write_figure(plotting.bound_by_step(result.terms.times, result.terms.divergences), out / "bound_by_step.png")
 
 
-def thermodynamics_figure(result: "Result", out: Path, *, nats_per_unit: float, units: str) -> None:
+def thermodynamics_figure(result: Result, out: Path, *, nats_per_unit: float, units: str) -> None:
     """Loss per step, entropies of the reverse steps, and work."""
     from nedm_ppl import plotting
 
@@ -47,16 +44,4 @@ def thermodynamics_figure(result: "Result", out: Path, *, nats_per_unit: float, 
         nats_per_unit=nats_per_unit,
         units=units,
     )
-    write(axes, out / "thermodynamics.png")
-
-
-def write(axes: Any, file: Path) -> None:
-    """Write the figure that holds these axes, and close it."""
-    import matplotlib.pyplot as plt
-
-    figure = np.asarray(axes).ravel()[0].figure
-    try:
-        with whole(file) as stream:
-            figure.savefig(stream, format=file.suffix[1:], dpi=150, bbox_inches="tight")
-    finally:
-        plt.close(figure)
+    write_figure(axes, out / "thermodynamics.png")

@@ -12,20 +12,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from nedm_ppl.files import locked, sync
+from nedm_ppl.files import OutputFolderError, locked, sync
 from nedm_ppl.inference.training._resume import BEGUN, DESCRIPTION
 
-__all__ = ["CHECKPOINT", "OUTPUTS", "OutputFolderError", "opened"]
+__all__ = ["CHECKPOINT", "OUTPUTS", "opened"]
 
 CHECKPOINT, ASIDE = "checkpoint", ".earlier-run"
 FIGURES = ("bound_by_step", "figure1", "figure2", "loss", "reverse_chain", "samples", "thermodynamics")
 ARVIZ = ("bound", "likelihood", "thermodynamics", "training")
 # All that any experiment writes; what else lies in the folder is none of a run's business.
 OUTPUTS = (CHECKPOINT, "model", "metrics.json", *(f"{name}.nc" for name in ARVIZ), *(f"{name}.png" for name in FIGURES))
-
-
-class OutputFolderError(ValueError):
-    """The output folder is in use."""
 
 
 @contextmanager

@@ -24,9 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from nedm_ppl.experiments.base import OutputFolderError
-from nedm_ppl.experiments.figures import write
-from nedm_ppl.files import write_json, write_netcdf, write_outputs
+from nedm_ppl.files import OutputFolderError, write_figure, write_json, write_netcdf, write_outputs
 from nedm_ppl.inference.posterior._multiplier import Known, Multiplier, NormalObservation
 from nedm_ppl.inference.posterior._particle_posterior import ParticlePosterior
 from nedm_ppl.inference.posterior._particle_verdict import DoubtfulPosterior
@@ -261,7 +259,9 @@ def save(result: Restoration, out: Path, about: dict[str, Any]) -> dict[str, Any
 
     def draw(file: Path) -> None:
         shown = (result.x0, result.y, draws[:, :NUM_DRAWN], posterior.mean.mean, posterior.sd)
-        write(plotting.restoration_figure(*(part[:NUM_ROWS] for part in shown), paper=result.paper[:NUM_ROWS]), file)
+        write_figure(
+            plotting.restoration_figure(*(part[:NUM_ROWS] for part in shown), paper=result.paper[:NUM_ROWS]), file
+        )
 
     outputs = {"posterior.nc": lambda file: write_netcdf(file, posterior.to_arviz())}
     if result.x0.ndim <= 3:  # sequences and grey images

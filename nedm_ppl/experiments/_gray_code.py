@@ -19,8 +19,8 @@ from jax import Array
 
 from nedm_ppl import data, inference, models
 from nedm_ppl.data._plane import check_plane
-from nedm_ppl.experiments.base import Experiment, Result, Split
-from nedm_ppl.experiments.figures import write
+from nedm_ppl.experiments._spec import Experiment, Result, Split
+from nedm_ppl.files import write_figure
 
 __all__ = ["GRAY_CODE", "gray_code"]
 
@@ -83,7 +83,7 @@ def figures(density: str, result: Result, key: Array, out: Path) -> None:
     words = eqx.filter_jit(lambda d, k: d.sample(k, (NUM_HOLDOUT,)))(result.diffusion, key)
     scale = data.int_scale(density)
     points = data.gray_decode(np.asarray(words), scale), data.gray_decode(result.split.holdout, scale)
-    write(plotting.plane_figure(*points), out / "samples.png")
+    write_figure(plotting.plane_figure(*points), out / "samples.png")
 
 
 def gray_code(density: str) -> Experiment:

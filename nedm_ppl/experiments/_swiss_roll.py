@@ -17,8 +17,9 @@ import optax
 from jax import Array
 
 from nedm_ppl import data, models
-from nedm_ppl.experiments.base import Experiment, Result, Split
-from nedm_ppl.experiments.figures import training_figures, write
+from nedm_ppl.experiments._figures import training_figures
+from nedm_ppl.experiments._spec import Experiment, Result, Split
+from nedm_ppl.files import write_figure
 
 __all__ = ["SWISS_ROLL", "SWISS_ROLL_RBF"]
 
@@ -62,7 +63,7 @@ def figures(result: Result, key: Array, out: Path) -> None:
     points = plotting.drift_points()
     times = (1, max(1, num_steps // 2), num_steps)
     drift = np.stack([diffusion.kernel(t, jnp.asarray(points)).mean - points for t in times])
-    write(plotting.swiss_roll_figure(forward, reverse, drift, points), out / "figure1.png")
+    write_figure(plotting.swiss_roll_figure(forward, reverse, drift, points), out / "figure1.png")
     training_figures(result, out)
 
 

@@ -10,9 +10,9 @@ from jax import Array
 
 from nedm_ppl import data, inference
 from nedm_ppl.data._plane import check_plane
-from nedm_ppl.experiments.base import Experiment, Result, Split
-from nedm_ppl.experiments.figures import write
-from nedm_ppl.experiments.swiss_roll import build, training
+from nedm_ppl.experiments._spec import Experiment, Result, Split
+from nedm_ppl.experiments._swiss_roll import build, training
+from nedm_ppl.files import write_figure
 
 __all__ = ["PLANE", "plane"]
 
@@ -53,7 +53,7 @@ def figures(density: str, result: Result, key: Array, out: Path) -> None:
     mean, scale = data.plane_moments(density)
     samples = eqx.filter_jit(lambda d, k: d.sample(k, (NUM_HOLDOUT,)))(result.diffusion, key)
     points = (mean + scale * np.asarray(part) for part in (samples, result.split.holdout))
-    write(plotting.plane_figure(*points), out / "samples.png")
+    write_figure(plotting.plane_figure(*points), out / "samples.png")
 
 
 def plane(density: str) -> Experiment:

@@ -15,8 +15,9 @@ import optax
 from jax import Array
 
 from nedm_ppl import data, inference, models
-from nedm_ppl.experiments.base import Experiment, Result, Split
-from nedm_ppl.experiments.figures import training_figures, write
+from nedm_ppl.experiments._figures import training_figures
+from nedm_ppl.experiments._spec import Experiment, Result, Split
+from nedm_ppl.files import write_figure
 
 __all__ = ["DIGITS"]
 
@@ -82,8 +83,8 @@ def figures(result: Result, key: Array, out: Path) -> None:
     holdout = result.split.holdout
     limits = (float(holdout.min()), float(holdout.max()))
     trajectory = eqx.filter_jit(lambda d, k: d.sample_trajectory(k, (100,)))(result.diffusion, key)
-    write(plotting.digits_figure(trajectory[:, 0], holdout[:100], limits=limits), out / "samples.png")
-    write(plotting.reverse_chain_figure(trajectory[:8], limits=limits), out / "reverse_chain.png")
+    write_figure(plotting.digits_figure(trajectory[:, 0], holdout[:100], limits=limits), out / "samples.png")
+    write_figure(plotting.reverse_chain_figure(trajectory[:8], limits=limits), out / "reverse_chain.png")
     training_figures(result, out, num_coordinates=PIXELS, per="pixel")
 
 

@@ -9,8 +9,9 @@ import optax
 from jax import Array
 
 from nedm_ppl import data, models
-from nedm_ppl.experiments.base import Experiment, Result, Split
-from nedm_ppl.experiments.figures import training_figures, write
+from nedm_ppl.experiments._figures import training_figures
+from nedm_ppl.experiments._spec import Experiment, Result, Split
+from nedm_ppl.files import write_figure
 
 __all__ = ["HEARTBEAT"]
 
@@ -45,7 +46,7 @@ def figures(result: Result, key: Array, out: Path) -> None:
     from nedm_ppl import plotting
 
     reverse = eqx.filter_jit(lambda d, k: d.sample_trajectory(k, (60,)))(result.diffusion, key)
-    write(plotting.heartbeat_figure(reverse, result.split.holdout), out / "figure2.png")
+    write_figure(plotting.heartbeat_figure(reverse, result.split.holdout), out / "figure2.png")
     training_figures(result, out)
 
 

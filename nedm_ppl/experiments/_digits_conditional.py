@@ -16,10 +16,11 @@ import numpy as np
 from jax import Array
 
 from nedm_ppl import data, inference, models
-from nedm_ppl.experiments.base import Experiment, Result, Split
-from nedm_ppl.experiments.digits import PIXELS, discrete, shift
-from nedm_ppl.experiments.digits import training as digits_training
-from nedm_ppl.experiments.figures import training_figures, write
+from nedm_ppl.experiments._digits import PIXELS, discrete, shift
+from nedm_ppl.experiments._digits import training as digits_training
+from nedm_ppl.experiments._figures import training_figures
+from nedm_ppl.experiments._spec import Experiment, Result, Split
+from nedm_ppl.files import write_figure
 from nedm_ppl.models._respace import respace
 
 __all__ = ["DIGITS_CONDITIONAL"]
@@ -98,7 +99,7 @@ def figures(result: Result, key: Array, out: Path) -> None:
     labels = jnp.repeat(jnp.arange(NUM_CLASSES), 10)
     samples = eqx.filter_jit(lambda d, k: d.sample(k, (len(labels),)))(result.diffusion.given(labels), key)
     alike = np.concatenate([np.flatnonzero(truth == label)[:10] for label in range(NUM_CLASSES)])
-    write(plotting.digits_figure(samples, holdout[alike], limits=limits), out / "samples.png")
+    write_figure(plotting.digits_figure(samples, holdout[alike], limits=limits), out / "samples.png")
     training_figures(result, out, num_coordinates=PIXELS, per="pixel")
 
 
