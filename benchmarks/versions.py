@@ -1,8 +1,9 @@
 """Two checkouts of the library timed against each other, alternately, each in a process of its own.
 
 Run with `python benchmarks/versions.py OLD`, where OLD is the root of another checkout, as `git worktree add` makes one. What is
-timed is what `speed.py` and `mixture_posterior.py` time, by this checkout's files and either library. Printed are medians over
-rounds, and the median ratio of new to old with its standard error.
+timed is what `speed.py` and `mixture_posterior.py` time, by this checkout's files and either library. Two processes of one
+library differ by several percent, whatever they run, so each is started several times: the ratio of new to old is the mean over
+starts of the median over rounds, and its standard error is over starts.
 """
 
 import argparse
@@ -86,10 +87,24 @@ def ask(process: subprocess.Popen) -> float:
     return float(process.stdout.readline())
 
 
+def timed(name: str, old: Path, rounds: int) -> np.ndarray:
+    """Seconds of new and old by turns, shape (rounds, 2), by two processes that are started for it."""
+    pair, times = [worker(root.resolve(), name) for root in (ROOT, old)], np.empty((rounds, 2))
+    for process in pair:
+        assert process.stdout is not None and process.stdout.readline().strip() == "ready"
+    for i in range(rounds):
+        for j in (0, 1) if i % 2 else (1, 0):
+            times[i, j] = ask(pair[j])
+    for process in pair:
+        process.kill()
+    return times
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path, nargs="?", help="root of the other checkout")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--starts", type=int, default=6)
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -99,20 +114,11 @@ def main() -> None:
         parser.error(f"old must be the root of a checkout; got {options.old}")
     table = Table("what", "new, ms", "old, ms", "new / old")
     for name in [name for name in CASES if options.only in name]:
-        pair = [worker(root.resolve(), name) for root in (ROOT, options.old)]
-        for process in pair:
-            assert process.stdout is not None and process.stdout.readline().strip() == "ready"
-        times = np.empty((options.rounds, 2))
-        for i in tqdm(range(options.rounds), desc=name, leave=False):
-            for j in (0, 1) if i % 2 else (1, 0):
-                times[i, j] = ask(pair[j])
-        for process in pair:
-            process.kill()
-        ratios = times[:, 0] / times[:, 1]
-        se = 1.2533 * ratios.std(ddof=1) / np.sqrt(options.rounds)
-        new, old = 1e3 * np.median(times, axis=0)
-        table.add_row(name, f"{new:.1f}", f"{old:.1f}", f"{np.median(ratios):.3f} ± {se:.3f}")
-        print(name, f"{np.median(ratios):.3f} ± {se:.3f}", flush=True)
+        pairs = [timed(name, options.old, options.rounds) for _ in tqdm(range(options.starts), desc=name, leave=False)]
+        times, ratios = np.median(pairs, axis=(0, 1)), np.array([np.median(of[:, 0] / of[:, 1]) for of in pairs])
+        ratio, se = ratios.mean(), ratios.std(ddof=1) / np.sqrt(options.starts)
+        table.add_row(name, f"{1e3 * times[0]:.1f}", f"{1e3 * times[1]:.1f}", f"{ratio:.3f} ± {se:.3f}")
+        print(name, f"{ratio:.3f} ± {se:.3f}", flush=True)
     Console().print(table)
 
 
