@@ -63,7 +63,7 @@ def train(key: Array, num_steps: int) -> models.Diffusion:
     mean, scale = data.plane_moments("moons")
     x0 = (data.plane(0, "moons", 50_000) - mean) / scale
     x0 = (x0 + BLUR * jax.random.normal(key_blur, x0.shape)) / np.sqrt(1.0 + BLUR**2)
-    return inference.fit(key_fit, diffusion, x0, num_steps=num_steps, **training(num_steps)).diffusion
+    return inference.fit(key_fit, diffusion, x0, num_updates=num_steps, **training(num_steps)).diffusion
 
 
 def composed(law: Callable[[], dist.Distribution]) -> Callable[..., None]:

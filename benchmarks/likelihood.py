@@ -1,7 +1,7 @@
 """What evaluating a trajectory's steps side by side gains over a scan that evaluates them one after the other.
 
 Run with `python benchmarks/likelihood.py`. Log weights of forward trajectories, T = 1000, a residual network of width 256 on
-64 coordinates, for 1, 64 and 1,024 trajectories at a time. Ours is what `inference.log_likelihood` runs: the states of a
+64 coordinates, for 1, 64 and 1,024 trajectories at a time. Ours is what `inference.marginal_log_likelihood` runs: the states of a
 chunk of steps first, then the network on all of them together. The other side is the same sum by one `lax.scan` over steps,
 written by hand for this one model. Both are compiled before they are timed; rounds alternate, and the ratio's spread over
 rounds is printed beside it.

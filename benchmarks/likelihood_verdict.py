@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from nedm_ppl import models
-from nedm_ppl.inference import LogLikelihood, k_threshold, log_likelihood
+from nedm_ppl.inference import LogLikelihood, k_threshold, marginal_log_likelihood
 from nedm_ppl.models.chain.schedules import FixedSchedule, log_snr_linear
 
 POOL, REPEATS, NUM_DATA = 8192, 32, 200
@@ -50,7 +50,9 @@ def main() -> None:
     cases |= {f"linear {arguments}": linear(rng, *arguments) for arguments in LINEAR}
     found: dict = {}
     for name, (diffusion, x0, truth) in cases.items():
-        log_weights = log_likelihood(jax.random.key(3), diffusion, jnp.asarray(x0), num_particles=POOL).log_weights
+        log_weights = marginal_log_likelihood(
+            jax.random.key(3), diffusion, jnp.asarray(x0), num_trajectories=POOL
+        ).log_weights
         for num in (16, 64, 256):
             repeats = min(POOL // num, REPEATS)
             cut = [log_weights[i * num : (i + 1) * num] for i in range(repeats)]

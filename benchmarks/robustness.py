@@ -48,7 +48,7 @@ from nedm_ppl.models._saving import ModelFolderError, _json_sha256
 WELL, SENTENCE, TRACEBACK, ANOTHER = OUTCOMES = ("well", "in one sentence", "in a traceback", "as another model")
 HUNG_AFTER, MEMORY = 300, 12 * 2**30  # s and bytes of address space, of one command
 NAME, STEPS = "swiss-roll-rbf", 600
-RUN = ["run", NAME, "--steps", str(STEPS), "--num-steps", "3"]
+RUN = ["run", NAME, "--updates", str(STEPS), "--num-steps", "3"]
 console = Console(width=160)
 
 
@@ -62,7 +62,7 @@ def smaller(experiment: Any) -> Any:
     def training(steps: int) -> dict[str, Any]:
         return experiment.training(steps) | {"checkpoint_every": 100}
 
-    return replace(experiment, data=few, training=training, likelihood_size=6, likelihood_particles=24)
+    return replace(experiment, data=few, training=training, likelihood_size=6, likelihood_trajectories=24)
 
 
 # Commands
@@ -246,16 +246,17 @@ OPTIONS = {
     "repeats": NUMBERS,
     "out": PATHS,
 }
-OPTIONS |= {"steps": NUMBERS, "context": NUMBERS, "target-se": NUMBERS, "max-particles": NUMBERS, "scale": NUMBERS}
+OPTIONS |= {"updates": NUMBERS, "context": NUMBERS, "target-se": NUMBERS, "scale": NUMBERS}
+OPTIONS |= {"trajectories": NUMBERS, "max-trajectories": NUMBERS}
 TAKES = {
-    "run": ["seed", "steps", "num-steps", "out"],
+    "run": ["seed", "updates", "num-steps", "out"],
     "sample": ["seed", "num", "context", "out", "MODEL"],
-    "loglik": ["seed", "num", "particles", "target-se", "max-particles", "out", "MODEL", "ARRAY"],
+    "loglik": ["seed", "num", "trajectories", "target-se", "max-trajectories", "out", "MODEL", "ARRAY"],
     "inpaint": ["seed", "num", "particles", "repeats", "num-steps", "out", "MODEL", "mask", "data"],
     "denoise": ["seed", "num", "particles", "repeats", "num-steps", "scale", "out", "MODEL", "data"],
     "show": ["MODEL"],
 }
-FEW = {"sample": ["--num", "2"], "loglik": ["--num", "2", "--particles", "3"]}
+FEW = {"sample": ["--num", "2"], "loglik": ["--num", "2", "--trajectories", "3"]}
 FEW |= {command: [*FEW["loglik"], "--repeats", "1"] for command in ("inpaint", "denoise")}
 
 

@@ -19,12 +19,12 @@ from nedm_ppl.experiments._swiss_roll import training
 NUM_STEPS, BITS = 40, 1.0 / np.log(2.0)
 
 
-def trained(schedule: models.schedules.Schedule, x: np.ndarray, train_steps: int, seed: int) -> models.Diffusion:
+def trained(schedule: models.schedules.Schedule, x: np.ndarray, num_updates: int, seed: int) -> models.Diffusion:
     network = models.networks.ResidualMLP((2,), (2, 2), schedule.num_steps, key=jax.random.key(seed))
     process = models.GaussianDiffusion((2,), schedule)
     diffusion = models.Diffusion(process, models.VelocityPrediction(network), first_step="learned")
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    return inference.fit(key, diffusion, x, num_steps=train_steps, **training(train_steps)).diffusion
+    return inference.fit(key, diffusion, x, num_updates=num_updates, **training(num_updates)).diffusion
 
 
 def main() -> None:
@@ -46,7 +46,9 @@ def main() -> None:
         for label in (name, "  equal losses"):
             diffusion = trained(schedule, train, args.steps, args.seed)
             terms = inference.evaluate(jax.random.key(2), diffusion, holdout)
-            likelihood = inference.log_likelihood(jax.random.key(3), diffusion, holdout[:2000], num_particles=64)
+            likelihood = inference.marginal_log_likelihood(
+                jax.random.key(3), diffusion, holdout[:2000], num_trajectories=64
+            )
             losses = inference.step_losses(terms).mean
             bound = np.asarray(terms.total, np.float64)
             gained = "" if before is None else str(inference.estimate(bound - before) * BITS)

@@ -30,7 +30,7 @@ def main(num_training_steps: int = 1500, num_steps: int = 500) -> inference.Esti
         jax.random.key(1),
         diffusion,
         digits.train,
-        num_steps=num_training_steps,
+        num_updates=num_training_steps,
         batch_size=64,
         optimiser=optax.chain(optax.clip_by_global_norm(64.0), optax.adam(rate)),
         objective=inference.TrajectoryBound(first_step_share=0.125),

@@ -17,7 +17,7 @@ def main(num_training_steps: int = 3000, num_steps: int = 500) -> inference.Esti
     network = models.networks.ResidualMLP((20,), (20,), num_steps, key=jax.random.key(0))
     diffusion = models.Diffusion(process, models.BitPrediction(network))
 
-    fitted = inference.fit(jax.random.key(1), diffusion, data.heartbeat(0, 10_000), num_steps=num_training_steps)
+    fitted = inference.fit(jax.random.key(1), diffusion, data.heartbeat(0, 10_000), num_updates=num_training_steps)
     terms = inference.evaluate(jax.random.key(2), fitted.diffusion, data.heartbeat(1, 500))
     bound = inference.estimate(terms.total) * (1.0 / np.log(2.0))
     print(f"bound K {bound} bits per sequence, truth {data.HEARTBEAT_LOG_PROB / np.log(2.0):.4f}")

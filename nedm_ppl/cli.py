@@ -62,7 +62,7 @@ def run(
     density: Annotated[str | None, typer.Option(help="Which density, of an experiment that has several.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds data, weights and training.")] = 0,
     out: Annotated[Path | None, OUT] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    updates: Annotated[int | None, typer.Option(help="Optimiser updates.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Steps of the chain, T.")] = None,
     first_step: Annotated[str | None, typer.Option(help="fixed, learned or quantised.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -74,14 +74,14 @@ def run(
             from nedm_ppl.experiments import choose
             from nedm_ppl.experiments import run as run_experiment
 
-        _check_sizes(seed=seed, steps=steps, num_steps=num_steps)
+        _check_sizes(seed=seed, updates=updates, num_steps=num_steps)
         chosen = choose(experiment, density)
         out = Path("results") / "-".join(filter(None, (experiment, chosen.density))) if out is None else out
         result = run_experiment(
             chosen,
             out,
             seed=seed,
-            train_steps=steps,
+            num_updates=updates,
             num_steps=num_steps,
             first_step=first_step,
             resume=resume,
@@ -134,9 +134,9 @@ def loglik(
     data: Annotated[
         Path | None, typer.Argument(help="Data x_0, .npy, scaled as in training; by default the experiment's holdout.")
     ] = None,
-    particles: Annotated[int, typer.Option(help="Trajectories per datum; with --target-se, to begin with.")] = 64,
+    trajectories: Annotated[int, typer.Option(help="Trajectories per datum; with --target-se, to begin with.")] = 64,
     target_se: Annotated[float | None, typer.Option(help="Standard error to reach for every datum, nats.")] = None,
-    max_particles: Annotated[int, typer.Option(help="Most trajectories per datum with --target-se.")] = 4096,
+    max_trajectories: Annotated[int, typer.Option(help="Most trajectories per datum with --target-se.")] = 4096,
     num: Annotated[int | None, typer.Option(help="Only the first NUM data.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Per-datum results, netCDF; must not exist.")] = Path("loglik.nc"),
@@ -147,10 +147,10 @@ def loglik(
     import jax
 
     from nedm_ppl.files import write_netcdf, write_outputs
-    from nedm_ppl.inference import TargetNotReachedWarning, log_likelihood
+    from nedm_ppl.inference import TargetNotReachedWarning, marginal_log_likelihood
     from nedm_ppl.models import Diffusion
 
-    _check_sizes(particles=particles, max_particles=max_particles, seed=seed)
+    _check_sizes(trajectories=trajectories, max_trajectories=max_trajectories, seed=seed)
     if num is not None and num < 1:
         raise ValueError(f"--num must be at least 1; got {num}.")
     _check_new(out, ".nc")
@@ -159,14 +159,14 @@ def loglik(
     x0, context = _holdout(folder) if data is None else (_read_array(data), None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TargetNotReachedWarning)  # the table says so
-        result = log_likelihood(
+        result = marginal_log_likelihood(
             jax.random.key(seed),
             diffusion,
             x0[:num],
             context=None if context is None else context[:num],
-            num_particles=particles,
+            num_trajectories=trajectories,
             target_se=target_se,
-            max_particles=max_particles,
+            max_trajectories=max_trajectories,
             progress=sys.stderr.isatty() or sys.stdout.isatty(),
         )
     console.print(_likelihood_table(result.summary()))
@@ -264,7 +264,7 @@ def show(model: Annotated[Path, MODEL]) -> None:
     metrics = folder.parent / "metrics.json"
     if metrics.exists():
         try:
-            console.print(_metrics_table(json.loads(metrics.read_text())))
+            console.print(_metrics_table(_renamed(json.loads(metrics.read_text()))))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise ValueError(f"{metrics} is damaged; remove it, or run the experiment again.") from None
 
@@ -381,7 +381,7 @@ def _likelihood_table(summary: dict) -> Table:
         table.add_row(name, f"{summary[key]:.4f}", f"{per_nat * summary[key]:.4f}")
     table.add_section()
     table.add_row("data", f"{summary['num_data']:,}", "")
-    table.add_row("trajectories per datum, at most", f"{summary['num_particles']:,}", "")
+    table.add_row("trajectories per datum, at most", f"{summary['num_trajectories']:,}", "")
     table.add_row("effective sample size, least", f"{summary['ess_min']:.1f}", "")
     table.add_row("Pareto k-hat, largest", f"{summary['k_hat_max']:.2f}", "")
     table.add_row("data whose weights spread too far to trust", f"{summary['num_flagged']:,}", "")
@@ -411,6 +411,14 @@ def _restoration_table(metrics: dict) -> Table:
     return table
 
 
+def _renamed(metrics: dict) -> dict:
+    """Metrics by the names of today: those of runs before 2026-11-28 had two others."""
+    old = {"train_steps": "num_updates", "num_particles": "num_trajectories"}
+    return {
+        old.get(name, name): _renamed(value) if name == "log_likelihood" else value for name, value in metrics.items()
+    }
+
+
 def _metrics_table(metrics: dict, published: str = "") -> Table:
     def text(entry: dict) -> str:
         if entry["mean"] is None:
@@ -423,7 +431,7 @@ def _metrics_table(metrics: dict, published: str = "") -> Table:
     table.add_row("bound K on the holdout (higher is better)", f"[bold]{text(metrics['bound'])}[/bold]")
     likelihood = metrics.get("log_likelihood")
     if likelihood is not None:
-        data = f"{likelihood['num_data']:,} data x {likelihood['num_particles']} trajectories"
+        data = f"{likelihood['num_data']:,} data x {likelihood['num_trajectories']} trajectories"
         table.add_row(f"log likelihood, {data}", text(likelihood))
         k_hat = likelihood["k_hat_max"]
         if "above_bound" in likelihood:  # not in folders of earlier versions
@@ -450,7 +458,7 @@ def _metrics_table(metrics: dict, published: str = "") -> Table:
         table.add_row(f"  at temperature {tempered['temperature']:.3f}", f"{tempered['calibration_error']:.4f}")
     table.add_section()
     table.add_row("holdout data", f"{metrics['holdout_size']:,}")
-    table.add_row("training", f"{metrics['train_steps']:,} steps, {metrics['train_seconds']:.0f} s")
+    table.add_row("training", f"{metrics['num_updates']:,} updates, {metrics['train_seconds']:.0f} s")
     return table
 
 

@@ -22,12 +22,12 @@ FOUND = inference.Classification(np.zeros((6, 2)), np.zeros((6, 2)), np.log([0.5
 
 
 def fit(data, **options):
-    return inference.fit(KEY, MODEL, data, **({"num_steps": 2, "batch_size": 3, "progress": False} | options))
+    return inference.fit(KEY, MODEL, data, **({"num_updates": 2, "batch_size": 3, "progress": False} | options))
 
 
 TAKE_DATA = {
     "evaluate": lambda x: inference.evaluate(KEY, MODEL, x),
-    "log_likelihood": lambda x: inference.log_likelihood(KEY, MODEL, x, num_particles=2),
+    "log_likelihood": lambda x: inference.marginal_log_likelihood(KEY, MODEL, x, num_trajectories=2),
     "classify": lambda x: inference.classify(KEY, LABELLED, x, [0, 1]),
     "entropy_bounds": lambda x: inference.entropy_bounds(PROCESS, x),
     "fit": fit,
@@ -74,13 +74,16 @@ def test_values_as_large_as_are_taken_have_finite_bounds_and_flagged_likelihoods
     """At 1e15 a log weight is -1e30, its digits 1e23 nats apart: a number, an error of that size, and a flag."""
     data = np.full((2, 2), 1e15)
     assert np.all(np.isfinite(inference.evaluate(KEY, WHITE, data).total))
-    result = inference.log_likelihood(KEY, WHITE, data, num_particles=64)
+    result = inference.marginal_log_likelihood(KEY, WHITE, data, num_trajectories=64)
     assert result.flagged.all() and np.all(result.se > 1e20) and not np.any(np.isneginf(result.k_hat))
 
 
 TRACED = {
     "evaluate": (lambda x: inference.evaluate(KEY, MODEL, x).total, "inference.bound_terms"),
-    "log_likelihood": (lambda x: inference.log_likelihood(KEY, MODEL, x).log_prob, "inference.trajectory_log_weight"),
+    "log_likelihood": (
+        lambda x: inference.marginal_log_likelihood(KEY, MODEL, x).log_prob,
+        "inference.trajectory_log_weight",
+    ),
     "classify": (lambda x: inference.classify(KEY, LABELLED, x, [0, 1]).log_prob, "inference.trajectory_log_weight"),
     "sandwich": (
         lambda x: inference.sandwich(jax.random.key(x[0, 0].astype(int)), MODEL, 2).lower,
@@ -150,8 +153,8 @@ def test_the_pure_functions_run_under_jit_and_vmap():
 
 @pytest.mark.central
 def test_whole_numbers_are_taken_as_they_are_typed():
-    plain = inference.log_likelihood(KEY, WHITE, DATA, num_particles=4, batch_size=8)
-    typed = inference.log_likelihood(KEY, WHITE, DATA, num_particles=4.0, batch_size=np.float64(8.0))
+    plain = inference.marginal_log_likelihood(KEY, WHITE, DATA, num_trajectories=4, batch_size=8)
+    typed = inference.marginal_log_likelihood(KEY, WHITE, DATA, num_trajectories=4.0, batch_size=np.float64(8.0))
     np.testing.assert_array_equal(plain.log_weights, typed.log_weights)
     assert inference.evaluate(KEY, WHITE, DATA, batch_size=3.0, num_times=2.0).times.shape == (2, 6)
     assert arguments.as_count("n", 1e3) == 1000
@@ -165,9 +168,9 @@ def test_what_is_no_whole_number_is_named(value):
 
 CALLS = {
     "evaluate": lambda key, model: inference.evaluate(key, model, DATA),
-    "log_likelihood": lambda key, model: inference.log_likelihood(key, model, DATA),
+    "log_likelihood": lambda key, model: inference.marginal_log_likelihood(key, model, DATA),
     "sandwich": lambda key, model: inference.sandwich(key, model, 2),
-    "fit": lambda key, model: inference.fit(key, model, DATA, num_steps=2),
+    "fit": lambda key, model: inference.fit(key, model, DATA, num_updates=2),
     "classify": lambda key, model: inference.classify(key, model, DATA, [0, 1]),
 }
 
@@ -297,7 +300,7 @@ SWAPPED = {
     "bound_terms": (lambda: inference.bound_terms(KEY, DATA, MODEL), "diffusion must be a Diffusion; got a ndarray."),
     "evaluate": (lambda: inference.evaluate(KEY, DATA, MODEL), "diffusion must be a Diffusion; got a ndarray."),
     "log_likelihood": (
-        lambda: inference.log_likelihood(KEY, DATA, MODEL),
+        lambda: inference.marginal_log_likelihood(KEY, DATA, MODEL),
         "diffusion must be a Diffusion; got a ndarray.",
     ),
     "trajectory_log_weight": (

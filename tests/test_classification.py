@@ -24,7 +24,9 @@ def test_classes_have_the_posterior_that_enumeration_gives_them():
     reverse = models.BitPrediction(models.Conditional(couplings, 0))
     diffusion = models.Diffusion(process, reverse, first_step="learned")
     log_prior = np.log([0.5, 0.3, 0.2]) + 4.0
-    found = inference.classify(KEY, diffusion, exact.states(2), np.arange(3), log_prior=log_prior, num_particles=2000)
+    found = inference.classify(
+        KEY, diffusion, exact.states(2), np.arange(3), log_prior=log_prior, num_trajectories=2000
+    )
     truth = np.stack([exact.bits_log_prob(diffusion.given(label)) for label in range(3)], axis=-1)
     np.testing.assert_allclose(np.exp(found.log_prob), softmax(truth + log_prior, axis=-1), atol=0.02)
     np.testing.assert_array_equal(found.label, np.argmax(truth + log_prior, axis=-1))

@@ -27,13 +27,13 @@ from nedm_ppl.models.networks import PatchTransformer, ResidualMLP
 
 COMMON = {"experiment", "seed", "num_steps", "train_seconds", "holdout_size", "unit", "bound", "null", "truth"}
 SMALL = {
-    "swiss-roll": ["--steps", "20", "--num-steps", "4"],
-    "swiss-roll-rbf": ["--steps", "20", "--num-steps", "4", "--first-step", "learned"],
-    "heartbeat": ["--steps", "20", "--num-steps", "6"],
-    "digits": ["--steps", "4", "--num-steps", "5"],
-    "digits-conditional": ["--steps", "4", "--num-steps", "3"],
-    "plane": ["--steps", "20", "--num-steps", "4"],
-    "gray-code": ["--steps", "4", "--num-steps", "4"],
+    "swiss-roll": ["--updates", "20", "--num-steps", "4"],
+    "swiss-roll-rbf": ["--updates", "20", "--num-steps", "4", "--first-step", "learned"],
+    "heartbeat": ["--updates", "20", "--num-steps", "6"],
+    "digits": ["--updates", "4", "--num-steps", "5"],
+    "digits-conditional": ["--updates", "4", "--num-steps", "3"],
+    "plane": ["--updates", "20", "--num-steps", "4"],
+    "gray-code": ["--updates", "4", "--num-steps", "4"],
 }
 
 
@@ -56,7 +56,7 @@ def few_data():
             parts = {name: part for name, part in vars(experiment.data(seed)).items() if part is not None}
             return Split(**({"validation": None} | {k: v[: sizes[k.split("_")[0]]] for k, v in parts.items()}))
 
-        return replace(experiment, data=data, likelihood_size=6, likelihood_particles=24)
+        return replace(experiment, data=data, likelihood_size=6, likelihood_trajectories=24)
 
     with pytest.MonkeyPatch.context() as patch:
         for name, experiment in EXPERIMENTS.items():
@@ -101,7 +101,7 @@ def test_a_run_leaves_model_metrics_figures_and_arviz_files(run_folder, name):
     assert metrics["bound_above_null"]["mean"] == pytest.approx(gain, abs=1e-4)
     assert sum(term["mean"] for term in metrics["terms"].values()) == pytest.approx(metrics["bound"]["mean"], abs=1e-4)
     likelihood = metrics["log_likelihood"]
-    assert likelihood["num_data"] == 6 and likelihood["num_particles"] == 24 and likelihood["se"] > 0
+    assert likelihood["num_data"] == 6 and likelihood["num_trajectories"] == 24 and likelihood["se"] > 0
     # In pairs: K on the same data, and the difference, whose error is smaller than either's.
     assert likelihood["above_bound"]["mean"] == pytest.approx(
         likelihood["mean"] - likelihood["bound"]["mean"], abs=1e-4
@@ -123,7 +123,7 @@ def test_a_run_leaves_model_metrics_figures_and_arviz_files(run_folder, name):
 @pytest.mark.cases(1)
 @pytest.mark.parametrize(("name", "num_steps"), [("swiss-roll", 1), ("heartbeat", 2)])
 def test_a_chain_of_one_or_two_steps_is_a_model(name, num_steps, tmp_path, capsys):
-    arguments = ["run", name, "--steps", 4, "--num-steps", num_steps, "--out", tmp_path / "out"]
+    arguments = ["run", name, "--updates", 4, "--num-steps", num_steps, "--out", tmp_path / "out"]
     code, said = nedm(*arguments, capsys=capsys)
     assert code == 0 and said == ""
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["num_steps"] == num_steps
@@ -157,7 +157,7 @@ def test_a_conditional_model_is_a_classifier_and_samples_a_label(run_folder, tmp
         draws.append(np.load(tmp_path / f"{i}.npy"))
     np.testing.assert_array_equal(draws[0], draws[1])  # no label is the null label
     assert np.any(draws[0] != draws[2])
-    code, _ = nedm("loglik", folder, "--num", 2, "--particles", 2, "--out", tmp_path / "of_holdout.nc")
+    code, _ = nedm("loglik", folder, "--num", 2, "--trajectories", 2, "--out", tmp_path / "of_holdout.nc")
     assert code == 0
 
 
@@ -205,7 +205,7 @@ def test_samples_are_the_models_and_nothing_is_overwritten(run_folder, tmp_path,
 @pytest.mark.central
 def test_loglik_writes_every_datum_and_a_table(run_folder, tmp_path, capsys):
     out = tmp_path / "heartbeat.nc"
-    code, _ = nedm("loglik", run_folder / "heartbeat", "--particles", 32, "--num", 20, "--out", out)
+    code, _ = nedm("loglik", run_folder / "heartbeat", "--trajectories", 32, "--num", 20, "--out", out)
     shown = capsys.readouterr().out
     assert code == 0 and "mean over the data" in shown and "unbiased" in " ".join(shown.split())
     with xr.open_dataset(out, group="likelihood", engine="h5netcdf") as result:
@@ -215,8 +215,8 @@ def test_loglik_writes_every_datum_and_a_table(run_folder, tmp_path, capsys):
     data = tmp_path / "data.npy"
     np.save(data, EXPERIMENTS["heartbeat"].data(0).holdout[:20])
     code, _ = nedm(
-        "loglik", run_folder / "heartbeat" / "model", data, "--target-se", 1e-6, "--particles", 32,
-        "--max-particles", 40, "--out", tmp_path / "adaptive.nc",
+        "loglik", run_folder / "heartbeat" / "model", data, "--target-se", 1e-6, "--trajectories", 32,
+        "--max-trajectories", 40, "--out", tmp_path / "adaptive.nc",
     )  # fmt: skip
     adaptive = " ".join(capsys.readouterr().out.split())
     assert code == 0 and "neither unbiased nor a bound" in adaptive
@@ -239,12 +239,12 @@ def test_an_experiment_of_a_density_says_what_it_loses_on_the_truth(run_folder, 
         assert metrics["nll"]["mean"] == pytest.approx(-metrics["log_likelihood"]["mean"], rel=1e-6)
     assert nedm("show", run_folder / name)[0] == 0
     assert f"{name}, checkerboard, T = 4" in " ".join(capsys.readouterr().out.split())
-    assert nedm("loglik", run_folder / name, "--particles", 4, "--num", 3, "--out", tmp_path / "x.nc")[0] == 0
+    assert nedm("loglik", run_folder / name, "--trajectories", 4, "--num", 3, "--out", tmp_path / "x.nc")[0] == 0
     capsys.readouterr()
     code, said = nedm(
-        "run", name, "--density", "moons", "--resume", "--out", run_folder / name, "--steps", 0, capsys=capsys
+        "run", name, "--density", "moons", "--resume", "--out", run_folder / name, "--updates", 0, capsys=capsys
     )
-    assert code == 2 and "--steps must be at least 1" in said
+    assert code == 2 and "--updates must be at least 1" in said
     # The density beside a model is the one whose holdout is taken.
     (run_folder / name / "metrics.json").write_text(json.dumps(metrics | {"density": "rings"}))
     code, said = nedm("loglik", run_folder / name, "--out", tmp_path / "y.nc", capsys=capsys)
@@ -261,7 +261,7 @@ def test_choose_gives_an_experiment_of_its_density():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--particles", "0"], "num_particles must be an integer of at least 1; got 0."),
+        (["--trajectories", "0"], "num_trajectories must be an integer of at least 1; got 0."),
         (["--num", "0"], "--num must be at least 1; got 0."),
         (["--target-se", "-1"], "target_se must be positive, in nats; got -1."),
         (["--out", "{tmp}/x.csv"], "--out must end in .nc; got"),
@@ -358,6 +358,7 @@ def test_show_says_what_a_model_is(run_folder, capsys):
     assert nedm("show", run_folder / "digits")[0] == 0
     shown = capsys.readouterr().out
     assert "PatchTransformer" in shown and "quantised" in shown and "bits per pixel" in shown
+    assert "4 updates" in shown and "6 data x 24 trajectories" in " ".join(shown.split())
     assert nedm("list")[0] == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in EXPERIMENTS)
@@ -379,7 +380,7 @@ def test_show_says_what_a_model_is(run_folder, capsys):
             ["run", "heartbeat", "--num-steps", "0", "--out", "{tmp}/x"],
             "num_steps must be an integer of at least 1; got 0",
         ),
-        (["run", "heartbeat", "--steps", "0", "--out", "{tmp}/x"], "--steps must be at least 1; got 0"),
+        (["run", "heartbeat", "--updates", "0", "--out", "{tmp}/x"], "--updates must be at least 1; got 0"),
         (["run", "heartbeat", "--resume", "--force", "--out", "{tmp}/x"], "--force starts again; give one of them"),
         (["run", "heartbeat", "--seed", "-1", "--out", "{tmp}/x"], "seed must be at least 0; got -1"),
         (
@@ -390,12 +391,12 @@ def test_show_says_what_a_model_is(run_folder, capsys):
             ["run", "heartbeat", "--num-steps", "1" + "0" * 20, "--out", "{tmp}/x"],
             "--num-steps must be at most 2147483647",
         ),
-        (["run", "heartbeat", "--steps", "1" + "0" * 20, "--out", "{tmp}/x"], "--steps must be at most 2147483647"),
+        (["run", "heartbeat", "--updates", "1" + "0" * 20, "--out", "{tmp}/x"], "--updates must be at most 2147483647"),
         (["sample", "{tmp}/x", "--num", "1" + "0" * 11], "--num must be at most 2147483647 in size; got 100000000000."),
         (["sample", "{tmp}/x", "--seed", f"{2**63}"], "--seed must be at most"),
         (["sample", "{tmp}/x", "--context", "9" * 12], "--context must be at most"),
-        (["loglik", "{tmp}/x", "--particles", "1" + "0" * 12], "--particles must be at most 2147483647"),
-        (["loglik", "{tmp}/x", "--max-particles", "1" + "0" * 12], "--max-particles must be at most 2147483647"),
+        (["loglik", "{tmp}/x", "--trajectories", "1" + "0" * 12], "--trajectories must be at most 2147483647"),
+        (["loglik", "{tmp}/x", "--max-trajectories", "1" + "0" * 12], "--max-trajectories must be at most 2147483647"),
         (["inpaint", "{tmp}/x", "--particles", "1" + "0" * 12], "--particles must be at most 2147483647"),
         (["denoise", "{tmp}/x", "--repeats", "1" + "0" * 12], "--repeats must be at most 2147483647"),
     ],
@@ -429,9 +430,9 @@ def test_a_mistake_is_one_line_whatever_the_path(tmp_path):
 def test_a_mistake_under_force_or_resume_costs_nothing(run_folder, tmp_path, capsys):
     folder = run_folder / "heartbeat"
     before = sorted(str(path) for path in folder.rglob("*"))
-    code, _ = nedm("run", "heartbeat", "--out", folder, "--force", "--steps", 0, capsys=capsys)
+    code, _ = nedm("run", "heartbeat", "--out", folder, "--force", "--updates", 0, capsys=capsys)
     assert code == 2 and sorted(str(path) for path in folder.rglob("*")) == before
-    code, said = nedm("run", "heartbeat", "--out", folder, "--resume", "--steps", 20, "--num-steps", 7, capsys=capsys)
+    code, said = nedm("run", "heartbeat", "--out", folder, "--resume", "--updates", 20, "--num-steps", 7, capsys=capsys)
     assert code == 2 and "holds a run with another model; resume with the same arguments." in said
     (tmp_path / "metrics.json").write_text("{}")
     code, said = nedm("run", "heartbeat", "--out", tmp_path, "--resume", *SMALL["heartbeat"], capsys=capsys)
@@ -456,7 +457,7 @@ def broken(*_, **__):
         ("xarray.DataTree.to_netcdf", ["training.nc", "bound.nc", "likelihood.nc", "thermodynamics.nc"]),
         ("nedm_ppl.plotting.loss_curve", ["loss.png"]),
         ("nedm_ppl.experiments._run.thermodynamics_figure", ["thermodynamics.png"]),
-        ("nedm_ppl.experiments._run.inference.log_likelihood", ["metrics.json"]),
+        ("nedm_ppl.experiments._run.inference.marginal_log_likelihood", ["metrics.json"]),
     ],
 )
 def test_what_was_trained_is_kept_whatever_else_cannot_be_written(where, lost, tmp_path, capsys, monkeypatch):
@@ -468,7 +469,7 @@ def test_what_was_trained_is_kept_whatever_else_cannot_be_written(where, lost, t
     present = {path.name for path in out.iterdir()}
     assert not present & set(lost) and not any(name.endswith(".new") for name in present)
     if lost != ["metrics.json"]:
-        assert json.loads((out / "metrics.json").read_text())["train_steps"] == 20
+        assert json.loads((out / "metrics.json").read_text())["num_updates"] == 20
         assert present >= {"figure1.png", "bound.nc", "thermodynamics.png"} - set(lost)
     monkeypatch.undo()
 
@@ -545,11 +546,13 @@ def test_a_process_that_met_a_full_disk_ends_like_any_other(size, tmp_path):
 
 def test_numbers_are_kept_where_the_draws_cannot_be_written(run_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("xarray.DataTree.to_netcdf", broken)
-    few = ["--num", 2, "--particles", 4]
-    code, said = nedm("denoise", run_folder / "heartbeat", *few, "--out", tmp_path / "denoised", capsys=capsys)
+    few = ["--num", 2]
+    code, said = nedm(
+        "denoise", run_folder / "heartbeat", *few, "--particles", 4, "--out", tmp_path / "denoised", capsys=capsys
+    )
     assert code == 1 and "posterior.nc could not be written" in said
     assert sorted(path.name for path in (tmp_path / "denoised").iterdir()) == ["metrics.json", "restored.png"]
-    code, _ = nedm("loglik", run_folder / "heartbeat", *few, "--out", tmp_path / "x.nc")
+    code, _ = nedm("loglik", run_folder / "heartbeat", *few, "--trajectories", 4, "--out", tmp_path / "x.nc")
     shown = capsys.readouterr()
     assert code == 1 and "mean over the data" in shown.out and "h5py" in shown.err and not (tmp_path / "x.nc").exists()
 

@@ -18,7 +18,7 @@ X = np.random.default_rng(0).standard_normal((20, 2)).astype(np.float32)
 
 
 def of(x, diffusion=WHITE):
-    return inference.log_likelihood(KEY, diffusion, x, num_particles=2)
+    return inference.marginal_log_likelihood(KEY, diffusion, x, num_trajectories=2)
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,9 @@ def truths(of) -> np.ndarray:
 def test_log_likelihoods_are_those_of_the_model_given_each_context():
     truth = truths(exact.bits_log_prob)
     assert np.ptp(truth, axis=0).min() > 0.05  # the context matters
-    found = inference.log_likelihood(KEY, FLIPS, STATES, context=LABELS, num_particles=2000)
+    found = inference.marginal_log_likelihood(KEY, FLIPS, STATES, context=LABELS, num_trajectories=2000)
     assert np.all(np.abs(found.log_prob - truth) <= STANDARD_ERRORS * found.se)
-    alone = inference.log_likelihood(KEY, FLIPS.given(2), STATES, num_particles=2000)
+    alone = inference.marginal_log_likelihood(KEY, FLIPS.given(2), STATES, num_trajectories=2000)
     # Common trajectories: the same key, the same numbers.
     np.testing.assert_allclose(found.log_prob[2], alone.log_prob[2], rtol=1e-5)
 
@@ -113,7 +113,7 @@ def test_a_conditional_kernel_is_exact_datum_by_datum():
     diffusion = models.Diffusion(PLANE, models.Conditional(kernel, np.zeros(1)), first_step="learned")
     rng = np.random.default_rng(0)
     contexts, x0 = rng.normal(size=(5, 1)), rng.normal(size=(5, 2))
-    found = inference.log_likelihood(KEY, diffusion, x0, context=contexts, num_particles=4000)
+    found = inference.marginal_log_likelihood(KEY, diffusion, x0, context=contexts, num_trajectories=4000)
     linear, gain = kernel.linear, np.asarray(kernel.gain)
     for i, context in enumerate(contexts):
         bias = np.asarray(linear.bias) + gain @ context
@@ -188,7 +188,7 @@ def test_training_on_pairs_learns_what_the_context_says():
         labelled(),
         x0,
         context=labels,
-        num_steps=400,
+        num_updates=400,
         optimiser=optax.adam(1e-2),
         augment=lambda key, rows, contexts: (rows, drop(key, contexts)),
         validation=x0[:64],
@@ -212,7 +212,7 @@ def test_a_context_is_no_parameter():
     diffusion = models.Diffusion(PLANE, models.DataPrediction(models.Conditional(network, np.zeros(2))))
     wind = jnp.array([0.5, -0.5])
     fitted = inference.fit(
-        KEY, diffusion.given(wind), np.ones((4, 2)) * [[1.0], [-1.0], [1.0], [-1.0]], num_steps=2, progress=False
+        KEY, diffusion.given(wind), np.ones((4, 2)) * [[1.0], [-1.0], [1.0], [-1.0]], num_updates=2, progress=False
     )
     np.testing.assert_array_equal(fitted.diffusion.context, wind)
     before, after = (d.reverse.network.function.embed.bias for d in (diffusion, fitted.diffusion))
@@ -255,7 +255,7 @@ def test_a_guided_chain_is_a_model_of_its_own_and_not_the_tempered_posterior():
 
 
 def fit(diffusion, **options):
-    return inference.fit(KEY, diffusion, PAIRS[0], num_steps=1, progress=False, **options)
+    return inference.fit(KEY, diffusion, PAIRS[0], num_updates=1, progress=False, **options)
 
 
 @pytest.mark.parametrize(

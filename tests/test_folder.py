@@ -191,7 +191,7 @@ COMMAND = [sys.executable, "-c", "from nedm_ppl.cli import main; main()", "run",
 
 def test_a_run_is_stopped_by_sigterm_and_killed_under_force(tmp_path):
     """Of one folder: begun and stopped, then forced and killed as it begins."""
-    out, arguments = tmp_path / "out", [*COMMAND, "--steps", "100000", "--out", str(tmp_path / "out")]
+    out, arguments = tmp_path / "out", [*COMMAND, "--updates", "100000", "--out", str(tmp_path / "out")]
 
     def begin(*options):
         return subprocess.Popen([*arguments, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

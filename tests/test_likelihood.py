@@ -17,7 +17,7 @@ from numpyro.infer import RenyiELBO
 from scipy import stats
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference import LogLikelihood, log_likelihood, pareto_k, trajectory_log_weight
+from nedm_ppl.inference import LogLikelihood, marginal_log_likelihood, pareto_k, trajectory_log_weight
 from nedm_ppl.inference import _named_arrays as named_arrays
 from nedm_ppl.inference.likelihood import _likelihood
 from nedm_ppl.inference.likelihood._likelihood import _draw
@@ -103,8 +103,8 @@ def test_with_the_forward_kernel_in_reverse_there_is_no_variance(family, num_ste
         process, x0 = models.GaussianDiffusion((2,), log_snr_linear(num_steps)), np.array([[3.0, -1.0], [0.0, 0.2]])
     else:
         process, x0 = models.BernoulliDiffusion((3,), erasing(num_steps), rate=0.3), exact.states(3)
-    result = log_likelihood(
-        jax.random.key(0), models.Diffusion(process, process.step, first_step=first_step), x0, num_particles=8
+    result = marginal_log_likelihood(
+        jax.random.key(0), models.Diffusion(process, process.step, first_step=first_step), x0, num_trajectories=8
     )
     null = process.null_log_prob(jnp.asarray(x0, float))
     np.testing.assert_allclose(result.log_weights, np.tile(null, (8, 1)), atol=2e-4)
@@ -119,7 +119,7 @@ def within(result: LogLikelihood, truth: np.ndarray, standard_errors: float) -> 
 
 
 def test_every_state_of_an_enumerated_chain(random_truth):
-    result = log_likelihood(jax.random.key(1), RANDOM, STATES, num_particles=2048)
+    result = marginal_log_likelihood(jax.random.key(1), RANDOM, STATES, num_trajectories=2048)
     spread = result.log_weights.std(axis=0)
     assert spread.min() >= 0.3 and spread.max() <= 1.0
     assert within(result, random_truth, 4.0).all()
@@ -145,7 +145,7 @@ def test_a_weight_without_one_of_its_factors_fails_the_same_test(random_truth):
 
 def test_standard_errors_cover(random_truth):
     """Nominal 95 %; 1,024 independent estimates have a standard error of 0.7 % there."""
-    result = log_likelihood(jax.random.key(3), RANDOM, np.tile(STATES, (4, 1)), num_particles=256)
+    result = marginal_log_likelihood(jax.random.key(3), RANDOM, np.tile(STATES, (4, 1)), num_trajectories=256)
     assert 0.90 <= within(result, np.tile(random_truth, 4), 1.96).mean() <= 0.98
 
 
@@ -161,7 +161,7 @@ def test_gaussian_data_with_the_exact_linear_reverse(betas):
     process = models.GaussianDiffusion((2,), FixedSchedule(betas))
     diffusion = models.Diffusion(process, exact.Linear(*arrays), first_step="learned")
     truth = stats.multivariate_normal(*exact.linear_data_law(*arrays)).logpdf(x0)
-    result = log_likelihood(jax.random.key(4), diffusion, x0, num_particles=2000)
+    result = marginal_log_likelihood(jax.random.key(4), diffusion, x0, num_trajectories=2000)
     assert result.log_prob.shape == result.flagged.shape == (2, 3) and result.log_weights.shape == (2000, 2, 3)
     if betas[-1] == 1.0:
         np.testing.assert_allclose(result.log_weights, np.broadcast_to(truth, (2000, 2, 3)), atol=2e-4)
@@ -173,7 +173,7 @@ def test_gaussian_data_with_the_exact_linear_reverse(betas):
 
 def test_grey_levels_have_probabilities_that_sum_to_one():
     x0 = np.stack(np.meshgrid(LEVELS, LEVELS), axis=-1)
-    result = log_likelihood(jax.random.key(5), MODELS["gaussian quantised"], x0, num_particles=4000)
+    result = marginal_log_likelihood(jax.random.key(5), MODELS["gaussian quantised"], x0, num_trajectories=4000)
     probability = np.exp(result.log_prob)
     assert abs(probability.sum() - 1.0) < 4.0 * np.sqrt(np.sum(np.square(probability * result.se)))
 
@@ -257,13 +257,13 @@ def test_memory_and_batches_change_rounding_alone(name):
     diffusion, x0 = MODELS[name], np.tile(data_of(name), (5, 1))
 
     def draw(**kwargs):
-        return log_likelihood(jax.random.key(0), diffusion, x0, num_particles=6, **kwargs).log_weights
+        return marginal_log_likelihood(jax.random.key(0), diffusion, x0, num_trajectories=6, **kwargs).log_weights
 
     whole = draw()
     assert np.unique(whole).size > 6  # data alike, trajectories not
     for kwargs in ({"batch_size": 4}, {"memory_limit": 12_000}):
         np.testing.assert_allclose(draw(**kwargs), whole, rtol=1e-5, atol=1e-5)
-    more = log_likelihood(jax.random.key(0), diffusion, x0[:3], num_particles=9).log_weights
+    more = marginal_log_likelihood(jax.random.key(0), diffusion, x0[:3], num_trajectories=9).log_weights
     np.testing.assert_allclose(more[:6], whole[:, :3], rtol=1e-5, atol=1e-5)
 
 
@@ -278,9 +278,11 @@ def test_numbers_of_data_share_a_few_compiled_programs(monkeypatch):
     monkeypatch.setattr(_likelihood, "draw_log_weights", counted)
     jax.clear_caches()
     x0 = np.tile(data_of("gaussian fixed"), (40, 1))
-    whole = log_likelihood(jax.random.key(0), MODELS["gaussian fixed"], x0, num_particles=1).log_weights
+    whole = marginal_log_likelihood(jax.random.key(0), MODELS["gaussian fixed"], x0, num_trajectories=1).log_weights
     for num in (33, 37):
-        some = log_likelihood(jax.random.key(0), MODELS["gaussian fixed"], x0[:num], num_particles=1).log_weights
+        some = marginal_log_likelihood(
+            jax.random.key(0), MODELS["gaussian fixed"], x0[:num], num_trajectories=1
+        ).log_weights
         np.testing.assert_array_equal(some, whole[:, :num])
     assert set(sizes) == {40}
 
@@ -316,16 +318,18 @@ def test_it_is_the_renyi_elbo_of_order_zero(name):
     elbo = RenyiELBO(alpha=0, num_particles=4)
     loss = jax.vmap(lambda key: elbo.loss(key, {}, diffusion.model, diffusion.guide, jnp.asarray(x0, float)))
     theirs = -jax.jit(loss)(jax.random.split(jax.random.key(0), 6000))
-    ours = log_likelihood(jax.random.key(1), diffusion, np.tile(x0, (6000, 1)), num_particles=4).log_prob
+    ours = marginal_log_likelihood(jax.random.key(1), diffusion, np.tile(x0, (6000, 1)), num_trajectories=4).log_prob
     assert_same_mean(ours, theirs)
-    one = log_likelihood(jax.random.key(1), diffusion, np.tile(x0, (6000, 1)), num_particles=1).log_prob
+    one = marginal_log_likelihood(jax.random.key(1), diffusion, np.tile(x0, (6000, 1)), num_trajectories=1).log_prob
     with pytest.raises(AssertionError):
         assert_same_mean(one, theirs)
 
 
 def test_it_rises_from_the_bound_to_the_truth(random_truth):
     x0, truth = np.tile(STATES[37], (4000, 1)), random_truth[37]
-    estimates = [log_likelihood(jax.random.key(6), RANDOM, x0, num_particles=num).log_prob for num in (1, 4, 32)]
+    estimates = [
+        marginal_log_likelihood(jax.random.key(6), RANDOM, x0, num_trajectories=num).log_prob for num in (1, 4, 32)
+    ]
     assert_mean(estimates[0], exact.bits_bound(RANDOM)[37])
     for fewer, more in itertools.pairwise(estimates):
         assert fewer.mean() + 4.0 * fewer.std() / math.sqrt(4000) < more.mean()
@@ -333,7 +337,7 @@ def test_it_rises_from_the_bound_to_the_truth(random_truth):
 
 
 def test_the_bias_of_the_log_is_what_it_is_said_to_be(random_truth):
-    result = log_likelihood(jax.random.key(7), RANDOM, np.tile(STATES[37], (6000, 1)), num_particles=32)
+    result = marginal_log_likelihood(jax.random.key(7), RANDOM, np.tile(STATES[37], (6000, 1)), num_trajectories=32)
     assert_mean(result.log_prob - random_truth[37] - result.bias, 0.0)
     with pytest.raises(AssertionError):
         assert_mean(result.log_prob - random_truth[37], 0.0)
@@ -349,7 +353,7 @@ def test_the_formulas_on_four_weights():
     assert result.se[0] == pytest.approx(weights.std(ddof=1) / 2.0 / 3.0, rel=1e-6)
     assert result.ess[0] == pytest.approx(144.0 / 50.0, rel=1e-6)
     assert result.bias[0] == pytest.approx(-0.5 * result.se[0] ** 2)
-    assert result.num_particles[0] == 4 and result.flagged[0]
+    assert result.num_trajectories[0] == 4 and result.flagged[0]
 
 
 def test_every_degenerate_set_of_weights_has_a_value():
@@ -408,11 +412,15 @@ def test_data_that_are_not_flagged_are_the_safer_ones(num, random_truth):
     poor = random_bits(1.0)
     drawn = [
         (
-            log_likelihood(jax.random.key(20), RANDOM, np.tile(STATES, (6, 1)), num_particles=num).log_weights,
+            marginal_log_likelihood(
+                jax.random.key(20), RANDOM, np.tile(STATES, (6, 1)), num_trajectories=num
+            ).log_weights,
             random_truth,
         ),
         (
-            log_likelihood(jax.random.key(21), poor, np.tile(STATES, (2, 1)), num_particles=num).log_weights,
+            marginal_log_likelihood(
+                jax.random.key(21), poor, np.tile(STATES, (2, 1)), num_trajectories=num
+            ).log_weights,
             exact.bits_log_prob(poor),
         ),
         (rng.normal(0.0, 2.2, shape), np.array([0.5 * 2.2**2])),
@@ -452,18 +460,18 @@ def test_log_weights_whose_digits_are_lost_are_not_taken_for_equal():
 def test_a_hopeless_model_is_flagged():
     """Reverse kernels far narrower than the posterior: weights of infinite variance."""
     narrow = models.Diffusion(GAUSSIAN, lambda t, x: dist.Normal(0.9 * x, 0.15).to_event(1), first_step="learned")
-    result = log_likelihood(jax.random.key(8), narrow, ONE_DATUM["gaussian"], num_particles=1000)
+    result = marginal_log_likelihood(jax.random.key(8), narrow, ONE_DATUM["gaussian"], num_trajectories=1000)
     assert result.flagged.all() and result.k_hat[0] > 0.7 and result.ess[0] < 100
 
 
 def test_a_summary_of_all_data(random_truth):
-    result = log_likelihood(jax.random.key(9), RANDOM, STATES, num_particles=64)
+    result = marginal_log_likelihood(jax.random.key(9), RANDOM, STATES, num_trajectories=64)
     summary = result.summary()
     assert summary["mean_bits"] == pytest.approx(summary["mean_nats"] / math.log(2.0))
     assert (summary["mean_nats"], summary["se_nats"]) == (result.mean.mean, result.mean.se)
     assert summary["monte_carlo_se_nats"] == pytest.approx(np.sqrt(np.sum(result.se**2)) / 256)
     assert abs(summary["mean_nats"] - summary["bias_nats"] - random_truth.mean()) < 4 * summary["monte_carlo_se_nats"]
-    assert summary["num_data"] == 256 and summary["num_particles"] == 64
+    assert summary["num_data"] == 256 and summary["num_trajectories"] == 64
     assert "unbiased" in summary["estimate"] and summary["num_above_target"] == 0
 
 
@@ -471,12 +479,12 @@ def test_a_summary_of_all_data(random_truth):
 
 
 def test_a_target_is_reached_for_every_datum(random_truth):
-    fixed = log_likelihood(jax.random.key(10), RANDOM, STATES, num_particles=64)
+    fixed = marginal_log_likelihood(jax.random.key(10), RANDOM, STATES, num_trajectories=64)
     target = float(np.median(fixed.se))
-    result = log_likelihood(jax.random.key(10), RANDOM, STATES, num_particles=64, target_se=target)
+    result = marginal_log_likelihood(jax.random.key(10), RANDOM, STATES, num_trajectories=64, target_se=target)
     assert np.all(result.se <= target) and result.reached.all()
-    assert set(np.unique(result.num_particles)) >= {64, 128}
-    np.testing.assert_array_equal(np.isfinite(result.log_weights).sum(axis=0), result.num_particles)
+    assert set(np.unique(result.num_trajectories)) >= {64, 128}
+    np.testing.assert_array_equal(np.isfinite(result.log_weights).sum(axis=0), result.num_trajectories)
     # Those that were good enough are as they were, the others have their trajectories and more.
     np.testing.assert_allclose(result.log_weights[:64], fixed.log_weights, rtol=1e-5, atol=1e-5)
     assert within(result, random_truth, 4.5).all()
@@ -487,19 +495,21 @@ def test_no_two_data_and_no_two_rounds_share_a_trajectory():
     """Data alike: every trajectory weighs differently, and those of later rounds are not the first ones again."""
     diffusion, x0 = MODELS["gaussian fixed"], np.tile(data_of("gaussian fixed")[:1], (3, 1))
     with pytest.warns(inference.TargetNotReachedWarning):
-        result = log_likelihood(jax.random.key(0), diffusion, x0, num_particles=2, target_se=1e-6, max_particles=8)
+        result = marginal_log_likelihood(
+            jax.random.key(0), diffusion, x0, num_trajectories=2, target_se=1e-6, max_trajectories=8
+        )
     assert result.log_weights.shape == (8, 3) and len(np.unique(result.log_weights)) == 24
 
 
 def test_a_target_beyond_the_cap_returns_what_there_is_and_says_so():
     message = "target_se 1e-06 was not reached for 4 of 4 data by 100 trajectories; their largest standard error is"
     with pytest.warns(inference.TargetNotReachedWarning, match=re.escape(message)):
-        result = log_likelihood(
-            jax.random.key(11), RANDOM, STATES[:4], num_particles=40, target_se=1e-6, max_particles=100
+        result = marginal_log_likelihood(
+            jax.random.key(11), RANDOM, STATES[:4], num_trajectories=40, target_se=1e-6, max_trajectories=100
         )
     assert not result.reached.any() and result.summary()["num_above_target"] == 4
-    np.testing.assert_array_equal(result.num_particles, 100)
-    fixed = log_likelihood(jax.random.key(11), RANDOM, STATES[:4], num_particles=100)
+    np.testing.assert_array_equal(result.num_trajectories, 100)
+    fixed = marginal_log_likelihood(jax.random.key(11), RANDOM, STATES[:4], num_trajectories=100)
     np.testing.assert_allclose(result.log_prob, fixed.log_prob, rtol=1e-6)
 
 
@@ -511,7 +521,7 @@ def compared():
     """The right model and a wrong one on the same 60 data drawn from the right one."""
     x0 = np.asarray(RANDOM.sample(jax.random.key(12), (60,)))
     return {
-        name: log_likelihood(jax.random.key(13), diffusion, x0, num_particles=64)
+        name: marginal_log_likelihood(jax.random.key(13), diffusion, x0, num_trajectories=64)
         for name, diffusion in {"right": RANDOM, "silent": random_bits(0.0)}.items()
     }
 
@@ -528,7 +538,7 @@ def test_to_arviz(compared, monkeypatch, tmp_path, arviz_version):
     assert group["log_prob"].dims == ("datum",) and group["log_prob"].attrs["units"] == "bits"
     assert "unbiased" in group["log_prob"].attrs["estimate"]
     np.testing.assert_allclose(group["log_prob"], result.log_prob / math.log(2.0))
-    for name in ("ess", "k_hat", "num_particles", "flagged", "reached"):
+    for name in ("ess", "k_hat", "num_trajectories", "flagged", "reached"):
         np.testing.assert_array_equal(group[name], getattr(result, name))
     assert weights.dims == ("trajectory", "datum")
     np.testing.assert_allclose(weights, result.log_weights / np.log(2.0), rtol=1e-6)
@@ -572,21 +582,21 @@ def test_an_elpd_needs_finite_numbers():
 @pytest.mark.parametrize(
     ("name", "x0", "kwargs", "message"),
     [
-        ("gaussian fixed", None, {"num_particles": 0}, "num_particles must be an integer of at least 1; got 0."),
+        ("gaussian fixed", None, {"num_trajectories": 0}, "num_trajectories must be an integer of at least 1; got 0."),
         ("gaussian fixed", None, {"batch_size": 0}, "batch_size must be an integer of at least 1; got 0."),
         ("gaussian fixed", None, {"target_se": 0.0}, "target_se must be positive, in nats; got 0."),
         ("gaussian fixed", None, {"target_se": math.nan}, "target_se must be positive, in nats; got nan."),
         (
             "gaussian fixed",
             None,
-            {"target_se": 0.1, "num_particles": 1},
-            "num_particles must be at least 2 with a target_se",
+            {"target_se": 0.1, "num_trajectories": 1},
+            "num_trajectories must be at least 2 with a target_se",
         ),
         (
             "gaussian fixed",
             None,
-            {"target_se": 0.1, "max_particles": 10},
-            "max_particles must be at least num_particles = 64; got 10.",
+            {"target_se": 0.1, "max_trajectories": 10},
+            "max_trajectories must be at least num_trajectories = 64; got 10.",
         ),
         ("gaussian fixed", None, {"memory_limit": 100}, "memory_limit must be at least about"),
         ("gaussian fixed", [[math.nan, 0.0]], {}, "x0 must be finite"),
@@ -603,7 +613,9 @@ def test_an_elpd_needs_finite_numbers():
 )
 def test_bad_requests_are_named(name, x0, kwargs, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        log_likelihood(jax.random.key(0), MODELS[name], data_of(name) if x0 is None else np.asarray(x0), **kwargs)
+        marginal_log_likelihood(
+            jax.random.key(0), MODELS[name], data_of(name) if x0 is None else np.asarray(x0), **kwargs
+        )
 
 
 def test_a_chunk_holds_at_least_one_step():

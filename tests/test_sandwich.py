@@ -44,8 +44,8 @@ def dissipated(diffusion, log_prob) -> tuple[float, float]:
 
 
 def test_with_one_trajectory_the_gap_is_the_work_dissipated_both_ways(log_prob):
-    result = inference.sandwich(jax.random.key(0), BITS, 20_000, num_particles=1)
-    assert result.x0.shape == (20_000, 4) and result.num_particles == 1
+    result = inference.sandwich(jax.random.key(0), BITS, 20_000, num_trajectories=1)
+    assert result.x0.shape == (20_000, 4) and result.num_trajectories == 1
     lower, upper = excess(result, log_prob)
     expected = dissipated(BITS, log_prob)
     assert expected[0] < -0.05 and expected[1] > 0.05
@@ -57,8 +57,8 @@ def test_with_one_trajectory_the_gap_is_the_work_dissipated_both_ways(log_prob):
 
 def test_both_sides_close_on_the_truth(log_prob):
     gaps = []
-    for num_particles in (1, 8, 256):
-        result = inference.sandwich(jax.random.key(1), BITS, 3000, num_particles=num_particles)
+    for num_trajectories in (1, 8, 256):
+        result = inference.sandwich(jax.random.key(1), BITS, 3000, num_trajectories=num_trajectories)
         lower, upper = excess(result, log_prob)
         error = 4.0 / np.sqrt(3000)
         assert lower.mean() < error * lower.std() and upper.mean() > -error * upper.std()
@@ -75,7 +75,7 @@ def test_both_sides_close_on_the_truth(log_prob):
 @pytest.mark.parametrize("family", ["bits", "reals"])
 def test_there_is_no_gap_where_every_trajectory_weighs_the_same(family):
     process = PROCESS if family == "bits" else models.GaussianDiffusion((2, 2), log_snr_linear(50))
-    result = inference.sandwich(jax.random.key(2), models.Diffusion(process, process.step), 30, num_particles=3)
+    result = inference.sandwich(jax.random.key(2), models.Diffusion(process, process.step), 30, num_trajectories=3)
     truth = process.null_log_prob(jnp.asarray(result.x0, float))
     np.testing.assert_allclose(result.lower, truth, atol=5e-5)
     np.testing.assert_allclose(result.upper, truth, atol=5e-5)
@@ -86,14 +86,14 @@ def test_grey_levels():
     process = models.GaussianDiffusion((2,), FixedSchedule((0.1, 0.3, 0.2, 0.5)))
     reverse = models.LevelPrediction(lambda t, x: jnp.stack([jnp.sin(x), x[::-1], 0.1 * t + 0.0 * x], axis=-1), levels)
     diffusion = models.Diffusion(process, reverse, first_step="quantised")
-    result = inference.sandwich(jax.random.key(3), diffusion, 2000, num_particles=32)
+    result = inference.sandwich(jax.random.key(3), diffusion, 2000, num_trajectories=32)
     assert set(np.unique(result.x0)) == set(np.float32(levels))
     assert result.gap.mean > -4.0 * result.gap.se
     assert np.mean(result.lower) < np.log(1.0) and result.gap.mean < 0.2
 
 
 def test_batches_hold_all_data():
-    result = inference.sandwich(jax.random.key(4), BITS, 25.0, num_particles=2.0, batch_size=4)
+    result = inference.sandwich(jax.random.key(4), BITS, 25.0, num_trajectories=2.0, batch_size=4)
     assert result.x0.shape == (25, 4) and result.lower.shape == result.upper.shape == (25,)
     assert np.all(np.isfinite(result.upper))
 
@@ -101,7 +101,7 @@ def test_batches_hold_all_data():
 def test_no_two_batches_hold_the_same_data():
     process = models.GaussianDiffusion((2,), log_snr_linear(3))
     result = inference.sandwich(
-        jax.random.key(4), models.Diffusion(process, process.step), 12, num_particles=1, batch_size=4
+        jax.random.key(4), models.Diffusion(process, process.step), 12, num_trajectories=1, batch_size=4
     )
     assert len(np.unique(result.x0, axis=0)) == 12
 
@@ -115,7 +115,7 @@ def test_the_gap_is_paired_by_datum():
 
 @pytest.mark.central
 def test_to_arviz():
-    result = inference.sandwich(jax.random.key(5), BITS, 12, num_particles=4)
+    result = inference.sandwich(jax.random.key(5), BITS, 12, num_trajectories=4)
     tree = result.to_arviz(units="bits")
     np.testing.assert_allclose(tree["sandwich"]["upper"], result.upper / np.log(2.0))
     assert tree["sandwich"]["lower"].attrs["units"] == "bits" and tree["sandwich"]["lower"].dims == ("datum",)
@@ -127,12 +127,12 @@ def test_to_arviz():
 
 
 @pytest.mark.parametrize(
-    ("num_data", "num_particles", "message"),
+    ("num_data", "num_trajectories", "message"),
     [
         (0, 4, "num_data must be an integer of at least 1; got 0."),
-        (3, 0, "num_particles must be an integer of at least 1; got 0."),
+        (3, 0, "num_trajectories must be an integer of at least 1; got 0."),
     ],
 )
-def test_bad_requests_are_named(num_data, num_particles, message):
+def test_bad_requests_are_named(num_data, num_trajectories, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        inference.sandwich(jax.random.key(0), BITS, num_data, num_particles=num_particles)
+        inference.sandwich(jax.random.key(0), BITS, num_data, num_trajectories=num_trajectories)

@@ -34,7 +34,7 @@ def of_bits():
 
 def summarised(diffusion: models.Diffusion, x0, num_particles: int = 32, num_times: int | None = None):
     terms = inference.evaluate(jax.random.key(0), diffusion, x0, num_times=num_times)
-    likelihood = inference.log_likelihood(jax.random.key(1), diffusion, x0, num_particles=num_particles)
+    likelihood = inference.marginal_log_likelihood(jax.random.key(1), diffusion, x0, num_trajectories=num_particles)
     return inference.Thermodynamics.of(diffusion, x0, terms, likelihood), terms, likelihood
 
 

@@ -39,7 +39,7 @@ def other_process() -> models.GaussianDiffusion:
 
 
 def fit(data, diffusion=None, **options) -> inference.Fitted:
-    options = {"num_steps": 60, "log_every": 20, "batch_size": 32, "progress": False} | options
+    options = {"num_updates": 60, "log_every": 20, "batch_size": 32, "progress": False} | options
     return inference.fit(KEY, small_model() if diffusion is None else diffusion, data, **options)
 
 
@@ -54,22 +54,22 @@ def assert_identical(first, second) -> None:
 @pytest.mark.central
 def test_fit_raises_the_bound_above_independent_coordinates_and_below_the_truth():
     data = correlated(4000)
-    fitted = fit(data[:3000], num_steps=1500, batch_size=256, log_every=100, holdout=data[3000:], num_times=None)
+    fitted = fit(data[:3000], num_updates=1500, batch_size=256, log_every=100, holdout=data[3000:], num_times=None)
     truth = -0.5 * np.log((2 * np.pi * np.e) ** 2 * (1 - 0.8**2))
     independent = -np.log(2 * np.pi * np.e)
     assert independent + 0.15 < fitted.holdout.mean < truth + 4 * fitted.holdout.se
-    assert fitted.num_steps == fitted.history["step"][-1] == 1500
+    assert fitted.num_updates == fitted.history["step"][-1] == 1500
     assert fitted.history["bound"][-1] > fitted.history["bound"][0]
 
 
 def test_the_same_key_gives_the_same_weights_and_another_does_not():
     data = correlated(200)
     first = fit(data).diffusion
-    typed = fit(data, num_steps=6e1, batch_size=32.0, log_every=np.float32(20))  # numbers as people type them
+    typed = fit(data, num_updates=6e1, batch_size=32.0, log_every=np.float32(20))  # numbers as people type them
     assert_identical(first, typed.diffusion)
-    assert typed.num_steps == 60 and isinstance(typed.num_steps, int)
+    assert typed.num_updates == 60 and isinstance(typed.num_updates, int)
     other = inference.fit(
-        jax.random.key(1), small_model(), data, num_steps=60, log_every=20, batch_size=32, progress=False
+        jax.random.key(1), small_model(), data, num_updates=60, log_every=20, batch_size=32, progress=False
     )
     assert not np.array_equal(leaves(first)[-1], leaves(other.diffusion)[-1])
 
@@ -79,8 +79,8 @@ def test_the_average_of_the_weights_is_returned_and_decay_zero_returns_the_last(
     averaged, last = fit(data).diffusion, fit(data, average_decay=0.0).diffusion
     assert not np.array_equal(leaves(averaged)[-1], leaves(last)[-1])
     # By hand: one step's average is a + r (p - a) with 1 - r = min(decay, 1 / 10).
-    start, one = small_model(), fit(data, num_steps=1, average_decay=0.0).diffusion
-    mean = fit(data, num_steps=1).diffusion
+    start, one = small_model(), fit(data, num_updates=1, average_decay=0.0).diffusion
+    mean = fit(data, num_updates=1).diffusion
     for a, p, m in zip(leaves(start), leaves(one), leaves(mean), strict=True):
         np.testing.assert_allclose(m, a + 0.9 * (p - a), rtol=1e-5, atol=1e-7)
 
@@ -88,12 +88,12 @@ def test_the_average_of_the_weights_is_returned_and_decay_zero_returns_the_last(
 def test_the_average_over_several_steps_forgets_by_its_own_rates():
     data = correlated(200)
     last = [
-        fit(data, num_steps=n, average_decay=0.0, optimiser=optax.sgd(0.1), log_every=1).diffusion for n in (1, 2, 3)
+        fit(data, num_updates=n, average_decay=0.0, optimiser=optax.sgd(0.1), log_every=1).diffusion for n in (1, 2, 3)
     ]
     expected = leaves(small_model())
     for rate, model in zip((1.0 - 1.0 / 10.0, 1.0 - 2.0 / 11.0, 1.0 - 3.0 / 12.0), last, strict=True):
         expected = [a + rate * (p - a) for a, p in zip(expected, leaves(model), strict=True)]
-    averaged = fit(data, num_steps=3, average_decay=0.999, optimiser=optax.sgd(0.1), log_every=1).diffusion
+    averaged = fit(data, num_updates=3, average_decay=0.999, optimiser=optax.sgd(0.1), log_every=1).diffusion
     for found, wanted in zip(leaves(averaged), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
@@ -106,7 +106,7 @@ def test_every_minibatch_has_a_key_of_its_own_however_long_the_loops_are():
             jax.debug.callback(lambda value: drawn.append(float(value)), jax.random.uniform(key))
             return batch
 
-        model = fit(correlated(64), num_steps=6, log_every=log_every, augment=augment).diffusion
+        model = fit(correlated(64), num_updates=6, log_every=log_every, augment=augment).diffusion
         jax.effects_barrier()
         return sorted(drawn), model
 
@@ -143,7 +143,7 @@ def test_early_stopping_returns_the_best_average_on_the_validation_part():
     rate = optax.adam(0.05)
     fitted = fit(
         data[:32],
-        num_steps=4000,
+        num_updates=4000,
         validation=data[32:],
         evaluate_every=20,
         patience=3,
@@ -151,7 +151,7 @@ def test_early_stopping_returns_the_best_average_on_the_validation_part():
         average_decay=0.5,
     )
     bounds = fitted.history["validation_bound"]
-    assert fitted.num_steps < 4000 and len(bounds) - 1 - np.argmax(bounds) == 3
+    assert fitted.num_updates < 4000 and len(bounds) - 1 - np.argmax(bounds) == 3
     key_eval = jax.random.split(KEY, 4)[2]
     again = inference.estimate(inference.evaluate(key_eval, fitted.diffusion, data[32:], num_times=16).total)
     np.testing.assert_allclose(again.mean, bounds.max(), rtol=1e-5)
@@ -163,7 +163,7 @@ def test_a_learned_schedule_ends_better_than_a_start_that_is_not_the_best():
     start = models.schedules.erasing(8, first_rate=0.05, last_rate=0.5)
     learned = models.GaussianDiffusion((2,), models.schedules.LearnedSchedule(start))
     diffusion = models.Diffusion(learned, models.DriftVariance(lambda t, x: jnp.zeros((2, 2))))
-    fitted = fit(data, diffusion, num_steps=400, batch_size=256, optimiser=optax.adam(0.02), log_every=100)
+    fitted = fit(data, diffusion, num_updates=400, batch_size=256, optimiser=optax.adam(0.02), log_every=100)
     before, after = (inference.evaluate(KEY, d, data).total for d in (diffusion, fitted.diffusion))
     gain = inference.estimate(after - before)
     assert gain.mean > 4 * gain.se
@@ -174,8 +174,8 @@ def test_a_learned_schedule_ends_better_than_a_start_that_is_not_the_best():
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_steps": 120, "evaluate_every": 40},
-        {"num_steps": 110, "evaluate_every": 30, "patience": 1, "optimiser": optax.adam(0.05)},
+        {"num_updates": 120, "evaluate_every": 40},
+        {"num_updates": 110, "evaluate_every": 30, "patience": 1, "optimiser": optax.adam(0.05)},
     ],
     ids=["whole chunks", "early stop, a last chunk in part"],
 )
@@ -199,7 +199,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_bit_identical(options, tmp_path
         np.testing.assert_array_equal(whole.history[name], resumed.history[name])
     # What ended, early or not, stays ended.
     steps = sorted(int(path.name) for path in (tmp_path / "run" / "steps").glob("[0-9]*"))
-    assert steps[-1] == whole.num_steps
+    assert steps[-1] == whole.num_updates
 
 
 SCRIPT = """
@@ -212,7 +212,7 @@ SCRIPT = """
         time.sleep(0.05)
         add(self, *arguments)
     TrainingRecord.add_steps = slowly
-    fit(correlated(300), num_steps=2000, checkpoint={folder!r}, checkpoint_every=20)
+    fit(correlated(300), num_updates=2000, checkpoint={folder!r}, checkpoint_every=20)
 """
 
 
@@ -225,15 +225,15 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_bit_identical(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
-    resumed = fit(data, num_steps=2000, checkpoint=folder, checkpoint_every=20, resume=True)
-    assert_identical(resumed.diffusion, fit(data, num_steps=2000).diffusion)
+    resumed = fit(data, num_updates=2000, checkpoint=folder, checkpoint_every=20, resume=True)
+    assert_identical(resumed.diffusion, fit(data, num_updates=2000).diffusion)
 
 
 def test_a_run_killed_while_it_was_described_starts_again(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.tmp").write_text("{")
     assert (
-        fit(correlated(100), num_steps=20, checkpoint=tmp_path / "run", checkpoint_every=20, resume=True).num_steps
+        fit(correlated(100), num_updates=20, checkpoint=tmp_path / "run", checkpoint_every=20, resume=True).num_updates
         == 20
     )
 
@@ -242,7 +242,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_returned(tmp_path):
     """The last loss of a chunk is finite, and its update is not."""
     rate = optax.sgd(lambda step: jnp.where(step < 39, 1e-3, jnp.nan))
     with pytest.raises(inference.NonFiniteLossError, match="the weights were no longer finite at step 40"):
-        fit(correlated(100), num_steps=40, optimiser=rate, checkpoint=tmp_path / "run", checkpoint_every=20)
+        fit(correlated(100), num_updates=40, optimiser=rate, checkpoint=tmp_path / "run", checkpoint_every=20)
     assert [path.name for path in (tmp_path / "run" / "steps").glob("[0-9]*")] == ["20"]
 
 
@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(tmp_p
 
     rate = optax.sgd(lambda step: jnp.where(step < 50, 1e-3, jnp.nan))
     with pytest.raises(inference.NonFiniteLossError, match=r"loss was nan at step 52.*last checkpoint in .* is intact"):
-        fit(data, num_steps=2000, optimiser=rate, checkpoint=tmp_path / "run", checkpoint_every=20)
+        fit(data, num_updates=2000, optimiser=rate, checkpoint=tmp_path / "run", checkpoint_every=20)
     kept = sorted(int(path.name) for path in (tmp_path / "run" / "steps").glob("[0-9]*"))
     assert kept == [20, 40]
 
@@ -280,13 +280,13 @@ def test_non_binary_data_are_refused_for_bits():
 def test_data_far_from_unit_variance_draw_a_warning_with_the_constants():
     data = 3.0 + 5.0 * correlated(500)
     with pytest.warns(UserWarning, match=rf"Subtract {data.mean():.6g} and divide by {data.std():.6g}"):
-        fit(data, num_steps=1)
+        fit(data, num_updates=1)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be an integer of at least 1; got 0"),
+        ({"num_updates": 0}, "num_updates must be an integer of at least 1; got 0"),
         ({"log_every": 0}, "log_every must be an integer of at least 1; got 0"),
         ({"batch_size": 2.5}, r"batch_size must be an integer of at least 1; got 2\.5"),
         ({"average_decay": 1.5}, r"average_decay must lie in \[0, 1\); got 1\.5"),
@@ -307,7 +307,7 @@ def test_a_kernel_without_parameters_has_nothing_to_train():
 
 
 def test_checkpoints_in_use_damaged_or_foreign_are_refused(tmp_path):
-    data, options = correlated(100), {"num_steps": 40, "checkpoint_every": 20}
+    data, options = correlated(100), {"num_updates": 40, "checkpoint_every": 20}
     folder = tmp_path / "run"
     fit(data, checkpoint=folder, **options)
     with pytest.raises(inference.CheckpointError, match=r"is not empty; pass resume=True, or name another folder"):

@@ -99,11 +99,11 @@ DIGITS = Experiment(
     num_steps=500,
     first_step="quantised",
     first_steps=("quantised",),
-    train_steps=6_000,
+    num_updates=6_000,
     training=training,
     nats_per_unit=PIXELS * math.log(2.0),
     num_times=125,
     likelihood_size=16,
-    likelihood_particles=24,
+    likelihood_trajectories=24,
     extra_metrics=discrete,
 )

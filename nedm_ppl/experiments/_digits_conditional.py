@@ -26,7 +26,7 @@ from nedm_ppl.models._respace import respace
 __all__ = ["DIGITS_CONDITIONAL"]
 
 NUM_CLASSES, NO_LABEL, DROPPED_SHARE, WIDTH = 10, 10, 0.1, 64
-CLASSIFY_STEPS, CLASSIFY_PARTICLES = 50, 2
+CLASSIFY_STEPS, CLASSIFY_TRAJECTORIES = 50, 2
 
 
 def split(seed: int) -> Split:
@@ -66,7 +66,7 @@ def classification(result: Result) -> dict[str, Any]:
     respaced = respace(diffusion, CLASSIFY_STEPS) if diffusion.num_steps > CLASSIFY_STEPS else diffusion
     keys = jax.random.split(jax.random.key(result.metrics["seed"]))
     validation, holdout = (
-        inference.classify(key, respaced, images, np.arange(NUM_CLASSES), num_particles=CLASSIFY_PARTICLES)
+        inference.classify(key, respaced, images, np.arange(NUM_CLASSES), num_trajectories=CLASSIFY_TRAJECTORIES)
         for key, images in zip(keys, (np.asarray(split.validation), split.holdout), strict=True)
     )
     temperature = inference.fit_temperature(validation, labels_validation)
@@ -82,7 +82,7 @@ def classification(result: Result) -> dict[str, Any]:
             "bayes": numbers(holdout),
             "tempered": {"temperature": temperature} | numbers(holdout.calibrated(temperature)),
             "chain_steps": respaced.num_steps,
-            "num_particles": CLASSIFY_PARTICLES,
+            "num_trajectories": CLASSIFY_TRAJECTORIES,
         }
     }
 
@@ -114,11 +114,11 @@ DIGITS_CONDITIONAL = Experiment(
     num_steps=500,
     first_step="quantised",
     first_steps=("quantised",),
-    train_steps=4_000,
+    num_updates=4_000,
     training=training,
     nats_per_unit=PIXELS * math.log(2.0),
     num_times=125,
     likelihood_size=16,
-    likelihood_particles=24,
+    likelihood_trajectories=24,
     extra_metrics=extra_metrics,
 )

@@ -61,8 +61,8 @@ HEARTBEAT = Experiment(
     num_steps=2000,
     first_step="fixed",
     first_steps=("fixed", "learned"),
-    train_steps=6_000,
+    num_updates=6_000,
     training=training,
-    likelihood_particles=24,
+    likelihood_trajectories=24,
     published="-2.414 bits per sequence",
 )

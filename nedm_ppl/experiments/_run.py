@@ -34,7 +34,7 @@ def run(
     out: Path,
     *,
     seed: int = 0,
-    train_steps: int | None = None,
+    num_updates: int | None = None,
     num_steps: int | None = None,
     first_step: str | None = None,
     resume: bool = False,
@@ -47,7 +47,7 @@ def run(
         experiment: What to run.
         out: The folder; must be empty or new, unless `resume` or `force`.
         seed: Seeds data, initial weights and training.
-        train_steps: Optimiser steps, in place of the experiment's.
+        num_updates: Optimiser updates, in place of the experiment's.
         num_steps: T, in place of the experiment's.
         first_step: In place of the experiment's.
         resume: Go on with the run the folder holds, with the same arguments.
@@ -60,7 +60,7 @@ def run(
         ValueError: an argument this experiment cannot take.
     """
     num_steps = experiment.num_steps if num_steps is None else num_steps
-    train_steps = experiment.train_steps if train_steps is None else train_steps
+    num_updates = experiment.num_updates if num_updates is None else num_updates
     first_step = experiment.first_step if first_step is None else first_step
     if first_step not in experiment.first_steps:
         raise ValueError(
@@ -68,8 +68,8 @@ def run(
         )
     if seed < 0:
         raise ValueError(f"seed must be at least 0; got {seed}.")
-    if train_steps < 1:
-        raise ValueError(f"--steps must be at least 1; got {train_steps}.")
+    if num_updates < 1:
+        raise ValueError(f"--updates must be at least 1; got {num_updates}.")
 
     key_build, key_fit, key_evaluate, key_figures, key_likelihood = jax.random.split(jax.random.key(seed), 5)
     split = experiment.data(seed)
@@ -80,13 +80,13 @@ def run(
             diffusion,
             split.train,
             context=split.train_context,
-            num_steps=train_steps,
+            num_updates=num_updates,
             validation=split.validation,
             validation_context=split.validation_context,
             checkpoint=out / CHECKPOINT,
             resume=resume,
             progress=progress,
-            **experiment.training(train_steps),
+            **experiment.training(num_updates),
         )
         fitted.diffusion.save(out / "model", overwrite=True)  # before anything else can fail
         try:
@@ -129,12 +129,12 @@ def _evaluated(
     terms = inference.evaluate(
         keys[0], fitted.diffusion, split.holdout, context=context, num_times=experiment.num_times, progress=progress
     )
-    likelihood = inference.log_likelihood(
+    likelihood = inference.marginal_log_likelihood(
         keys[1],
         fitted.diffusion,
         split.holdout[:size],
         context=None if context is None else context[:size],
-        num_particles=experiment.likelihood_particles,
+        num_trajectories=experiment.likelihood_trajectories,
         progress=progress,
     )
     thermodynamics = inference.Thermodynamics.of(fitted.diffusion, split.holdout, terms, likelihood)
@@ -164,14 +164,14 @@ def _metrics(
         "seed": seed,
         "num_steps": fitted.diffusion.num_steps,
         "first_step": fitted.diffusion.first_step,
-        "train_steps": fitted.num_steps,
+        "num_updates": fitted.num_updates,
         "train_seconds": round(fitted.seconds, 2),
         "holdout_size": len(split.holdout),
         "unit": experiment.unit,
         "bound": _entry(bound),
         "log_likelihood": _entry(likelihood.mean * unit)
         | {
-            "num_particles": experiment.likelihood_particles,
+            "num_trajectories": experiment.likelihood_trajectories,
             "num_data": likelihood.log_prob.size,
             "k_hat_max": _number(likelihood.k_hat.max()),
             "bound": _entry(inference.estimate(same) * unit),

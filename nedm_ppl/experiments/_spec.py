@@ -61,10 +61,10 @@ class Experiment:
         num_steps: T.
         first_step: The first step unless another is asked for.
         first_steps: Those that mean something here.
-        train_steps: Optimiser steps.
+        num_updates: Optimiser updates.
         training: Further arguments of `inference.fit`.
         num_times: Steps of the chain per holdout datum in the reported bound; None is all of them.
-        likelihood_particles: Trajectories per datum of the reported log likelihood, S.
+        likelihood_trajectories: Trajectories per datum of the reported log likelihood, S.
         likelihood_size: How many of the holdout's first data it is estimated for.
         extra_metrics: `(result) -> dict`, beyond the common ones.
         published: The paper's number with its unit, for the table.
@@ -82,11 +82,11 @@ class Experiment:
     num_steps: int
     first_step: str
     first_steps: tuple[str, ...]
-    train_steps: int
+    num_updates: int
     training: Callable[[int], dict[str, Any]]
     nats_per_unit: float = math.log(2.0)
     num_times: int | None = None
-    likelihood_particles: int = 64
+    likelihood_trajectories: int = 64
     likelihood_size: int = 500
     extra_metrics: Callable[[Result], dict[str, Any]] = field(default=lambda result: {})
     published: str = ""

@@ -78,7 +78,7 @@ SWISS_ROLL = Experiment(
     num_steps=40,
     first_step="learned",
     first_steps=("fixed", "learned"),
-    train_steps=10_000,
+    num_updates=10_000,
     training=training,
     likelihood_size=2000,
     published="2.35 bits, on a roll that is almost free of noise",
@@ -90,6 +90,6 @@ SWISS_ROLL_RBF = replace(
     summary="the same with the paper's network: 16 radial basis functions, a readout per step",
     build=build_rbf,
     first_step="fixed",
-    train_steps=100_000,
+    num_updates=100_000,
     training=partial(training, learning_rate=1e-2),
 )

@@ -23,7 +23,7 @@ from nedm_ppl.inference.likelihood import classify as classify
 from nedm_ppl.inference.likelihood import compare as compare
 from nedm_ppl.inference.likelihood import fit_temperature as fit_temperature
 from nedm_ppl.inference.likelihood import k_threshold as k_threshold
-from nedm_ppl.inference.likelihood import log_likelihood as log_likelihood
+from nedm_ppl.inference.likelihood import marginal_log_likelihood as marginal_log_likelihood
 from nedm_ppl.inference.likelihood import pareto_k as pareto_k
 from nedm_ppl.inference.likelihood import sandwich as sandwich
 from nedm_ppl.inference.likelihood import spread_threshold as spread_threshold

@@ -267,7 +267,7 @@ def probability_flow(
     schedule, size = diffusion.process.schedule, math.prod(diffusion.event_shape)
     if diffusion.process.stationary().is_discrete:
         raise ValueError(
-            "diffusion.flow() needs a GaussianDiffusion; bits have no path to flow along. Use log_likelihood."
+            "diffusion.flow() needs a GaussianDiffusion; bits have no path to flow along. Use marginal_log_likelihood."
         )
     if diffusion.first_step == "fixed" and diffusion.num_steps < 2:
         raise ValueError(

@@ -36,10 +36,10 @@ FLOW = ", or diffusion.flow(), whose density has gradients."
 class DiffusionPrior(Mapped):
     r"""The marginal $p(x_0)$ of a diffusion, as `diffusion.prior()` makes it; event shape that of one datum.
 
-    `sample` is exact. `log_prob` is 0 for every value: **not** the log density, which `inference.log_likelihood` estimates. So
-    `numpyro.infer.util.log_density` of a program with such a site is the log density of its other sites given this one. Whatever
-    takes densities without derivatives sees that zero silently, and would sample the site, or what its model depends on, as if the
-    prior were flat: SA, the ensemble kernels AIES and ESS, importance sampling, an ELBO by score functions.
+    `sample` is exact. `log_prob` is 0 for every value: **not** the log density, which `inference.marginal_log_likelihood`
+    estimates. So `numpyro.infer.util.log_density` of a program with such a site is the log density of its other sites given this
+    one. Whatever takes densities without derivatives sees that zero silently, and would sample the site, or what its model depends
+    on, as if the prior were flat: SA, the ensemble kernels AIES and ESS, importance sampling, an ELBO by score functions.
     """
 
     arg_constraints: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from nedm_ppl.inference.likelihood._comparison import Compared as Compared
 from nedm_ppl.inference.likelihood._comparison import compare as compare
 from nedm_ppl.inference.likelihood._likelihood import LogLikelihood as LogLikelihood
 from nedm_ppl.inference.likelihood._likelihood import TargetNotReachedWarning as TargetNotReachedWarning
-from nedm_ppl.inference.likelihood._likelihood import log_likelihood as log_likelihood
+from nedm_ppl.inference.likelihood._likelihood import marginal_log_likelihood as marginal_log_likelihood
 from nedm_ppl.inference.likelihood._pareto import k_threshold as k_threshold
 from nedm_ppl.inference.likelihood._pareto import pareto_k as pareto_k
 from nedm_ppl.inference.likelihood._pareto import spread_threshold as spread_threshold

@@ -23,7 +23,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from nedm_ppl.arguments import as_count, check_concrete, check_unmasked
-from nedm_ppl.inference.likelihood._likelihood import log_likelihood
+from nedm_ppl.inference.likelihood._likelihood import marginal_log_likelihood
 from nedm_ppl.models._diffusion import Diffusion
 
 __all__ = ["Classification", "calibration_error", "classify", "fit_temperature"]
@@ -85,10 +85,10 @@ def classify(
     contexts: ArrayLike,
     *,
     log_prior: ArrayLike | None = None,
-    num_particles: int = 1,
+    num_trajectories: int = 1,
     progress: bool = False,
 ) -> Classification:
-    """Classify data by the likelihood of each under each context: num_classes times the cost of `log_likelihood`.
+    """Classify data by the likelihood of each under each context: num_classes times the cost of `marginal_log_likelihood`.
 
     Args:
         rng_key: Draws the trajectories, the same ones for every class.
@@ -96,8 +96,8 @@ def classify(
         x0: Data $x_0$, shape (N, *event), scaled as in training.
         contexts: The classes, shape (num_classes, *context_shape): `jnp.arange(10)` for ten labels.
         log_prior: log p(c), nats, shape (num_classes,), up to a constant; uniform by default.
-        num_particles: Trajectories per datum and class. With one, the log weight itself stands for log p(x_0 | c): in expectation
-            the bound K.
+        num_trajectories: Trajectories per datum and class. With one, the log weight itself stands for log p(x_0 | c): in
+            expectation the bound K.
         progress: Whether to show a bar.
 
     Raises:
@@ -113,7 +113,9 @@ def classify(
             f"contexts must be two or more classes, with a log_prior of each; got {len(contexts)} with {prior.shape}."
         )
     by_class = [
-        log_likelihood(rng_key, diffusion, x0, context=context, num_particles=num_particles, progress=progress)
+        marginal_log_likelihood(
+            rng_key, diffusion, x0, context=context, num_trajectories=num_trajectories, progress=progress
+        )
         for context in contexts
     ]
     log_prob, se = (np.stack([getattr(one, name) for one in by_class], axis=-1) for name in ("log_prob", "se"))

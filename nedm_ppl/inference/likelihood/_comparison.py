@@ -34,7 +34,7 @@ class Compared(NamedTuple):
 def compare(
     results: Mapping[str, LogLikelihood], *, log_jacobian: Mapping[str, ArrayLike] | None = None
 ) -> dict[str, Compared]:
-    r"""Compare models by `log_likelihood`'s results on the same data; to be used in place of `az.compare`.
+    r"""Compare models by `marginal_log_likelihood`'s results on the same data; to be used in place of `az.compare`.
 
     Args:
         results: By the model's name.

@@ -50,7 +50,7 @@ from nedm_ppl.inference.likelihood._weights import draw_log_weights, plan
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.reverse._context import rows_of_context
 
-__all__ = ["LogLikelihood", "TargetNotReachedWarning", "log_likelihood"]
+__all__ = ["LogLikelihood", "TargetNotReachedWarning", "marginal_log_likelihood"]
 
 BITS = 1.0 / math.log(2.0)
 DEFAULT_MEMORY = 2**28
@@ -73,7 +73,7 @@ class LogLikelihood(NamedTuple):
         k_hat: Pareto k-hat, shape (*batch,): minus infinity where all weights are equal, infinity where it cannot be told
             (S < 21 among others); see `pareto.pareto_k`.
         spread: How far the upper half of the log weights lies above their median, nats, shape (*batch,); see `pareto.upper_spread`.
-        num_particles: Trajectories drawn, S, integers of shape (*batch,).
+        num_trajectories: Trajectories drawn, S, integers of shape (*batch,).
         log_weights: Log weight of every trajectory in nats, float32, shape (S, *batch); beyond a datum's own S, NaN.
         target_se: The standard error asked for, nats, or None where the number of trajectories was.
         unit: `log density`, in the units of the model's data, or `log probability`; None where nobody said.
@@ -85,7 +85,7 @@ class LogLikelihood(NamedTuple):
     ess: np.ndarray
     k_hat: np.ndarray
     spread: np.ndarray
-    num_particles: np.ndarray
+    num_trajectories: np.ndarray
     log_weights: np.ndarray
     target_se: float | None = None
     unit: str | None = None
@@ -96,7 +96,7 @@ class LogLikelihood(NamedTuple):
         cls,
         log_weights: ArrayLike,
         *,
-        num_particles: ArrayLike | None = None,
+        num_trajectories: ArrayLike | None = None,
         target_se: float | None = None,
         data: ArrayLike | None = None,
         unit: str | None = None,
@@ -105,7 +105,7 @@ class LogLikelihood(NamedTuple):
 
         Args:
             log_weights: In nats.
-            num_particles: How many of each datum's were drawn, the first ones; by default all.
+            num_trajectories: How many of each datum's were drawn, the first ones; by default all.
             target_se: Kept as the label of an adaptive estimate.
             data: The data that the weights are of, shape (*batch, *event), to be compared with other models on.
             unit: "log density" or "log probability", to be compared by.
@@ -117,7 +117,11 @@ class LogLikelihood(NamedTuple):
         if unit not in (None, *UNITS):
             raise ValueError(f"unit must be one of {', '.join(UNITS)}; got {unit!r}.")
         log_weights = np.asarray(log_weights)
-        count = np.full(log_weights.shape[1:], len(log_weights)) if num_particles is None else np.asarray(num_particles)
+        count = (
+            np.full(log_weights.shape[1:], len(log_weights))
+            if num_trajectories is None
+            else np.asarray(num_trajectories)
+        )
         parts = np.empty((5, *count.shape))
         for number in np.unique(count):
             chosen = count == number
@@ -131,7 +135,7 @@ class LogLikelihood(NamedTuple):
         """Whether `spread` exceeds sqrt(log(S) / 10) or `k_hat` 0.7, or either cannot be told: do not trust this datum's estimate.
 
         Not flagged means that the weights drawn look well behaved, and no more: what no trajectory met leaves no trace."""
-        return ~((self.spread <= spread_threshold(self.num_particles)) & (self.k_hat <= RELIABLE))
+        return ~((self.spread <= spread_threshold(self.num_trajectories)) & (self.k_hat <= RELIABLE))
 
     @property
     def reached(self) -> np.ndarray:
@@ -165,7 +169,7 @@ class LogLikelihood(NamedTuple):
         mean = self.mean
         return {
             "num_data": self.log_prob.size,
-            "num_particles": int(self.num_particles.max()),
+            "num_trajectories": int(self.num_trajectories.max()),
             "mean_nats": mean.mean,
             "se_nats": mean.se,
             "mean_bits": mean.mean * BITS,
@@ -189,7 +193,7 @@ class LogLikelihood(NamedTuple):
         Returns:
             `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the groups
 
-            - `likelihood`: `log_prob`, `se`, `ess`, `k_hat`, `spread` (nats), `num_particles`, `flagged`, `reached`;
+            - `likelihood`: `log_prob`, `se`, `ess`, `k_hat`, `spread` (nats), `num_trajectories`, `flagged`, `reached`;
               dimensions (*datum,);
             - `sample_stats`: `log_weight`, dimensions (trajectory, *datum), NaN beyond a datum's own number. Trajectories are no
               posterior draws, so there is no `chain`, no `draw` and no `posterior` for ArviZ to reweight across.
@@ -204,7 +208,7 @@ class LogLikelihood(NamedTuple):
             "se": (data, self.se * factor, described("standard error of log_prob", "delta method", units)),
             "ess": (data, self.ess, described("effective sample size", "(sum w)^2 / sum w^2")),
             "k_hat": (data, self.k_hat, described("Pareto k-hat", "empirical Bayes fit to the largest weights")),
-            "num_particles": (data, self.num_particles, described("number of trajectories", "exact")),
+            "num_trajectories": (data, self.num_trajectories, described("number of trajectories", "exact")),
             "spread": (
                 data,
                 self.spread,
@@ -248,11 +252,11 @@ class LogLikelihood(NamedTuple):
             "elpd": float(log_prob.sum()),
             "se": float(np.sqrt(log_prob.size * log_prob.var())),
             "p": math.nan,
-            "n_samples": int(self.num_particles.max()),
+            "n_samples": int(self.num_trajectories.max()),
             "n_data_points": log_prob.size,
             "warning": bool(self.flagged.any()),
             "scale": "log",
-            "good_k": float(k_threshold(self.num_particles.max())),
+            "good_k": float(k_threshold(self.num_trajectories.max())),
             "elpd_i": pointwise,
             "pareto_k": pointwise.copy(data=self.k_hat.ravel()),
         }
@@ -266,15 +270,15 @@ class LogLikelihood(NamedTuple):
         return az.ELPDData(data=list(parts.values()), index=[names.get(name, name) for name in parts])
 
 
-def log_likelihood(
+def marginal_log_likelihood(
     rng_key: Array,
     diffusion: Diffusion,
     x0: ArrayLike,
     *,
     context: ArrayLike | None = None,
-    num_particles: int = 64,
+    num_trajectories: int = 64,
     target_se: float | None = None,
-    max_particles: int = 4096,
+    max_trajectories: int = 4096,
     memory_limit: int | None = None,
     batch_size: int = 4096,
     progress: bool = False,
@@ -294,11 +298,11 @@ def log_likelihood(
         context: The context of every datum, shape (*batch, *context_shape), or one for all; by default what the model is given. The
             result is then log p(x_0 | context). Under one key the trajectories are the same whatever the contexts, so that
             differences between contexts are precise.
-        num_particles: Trajectories per datum, S; with `target_se`, the number to begin with.
+        num_trajectories: Trajectories per datum, S; with `target_se`, the number to begin with.
         target_se: Standard error of the log to reach for *every datum*, nats. Trajectories are doubled for the data above it,
-            up to `max_particles`. Stopping on the error makes the estimate biased for p(x_0) itself: a run of small weights
+            up to `max_trajectories`. Stopping on the error makes the estimate biased for p(x_0) itself: a run of small weights
             stops early. `label` says so.
-        max_particles: The cap in that mode. Data still above the target keep what they have; a warning and `reached` say which.
+        max_trajectories: The cap in that mode. Data still above the target keep what they have; a warning and `reached` say which.
         memory_limit: Bytes of working memory on the device, beyond the model and the data; what is drawn and evaluated
             together is chosen to stay below, and the compiled program is asked whether it does. None plans for 256 MiB, unasked.
         batch_size: Trajectories drawn at a time, at most.
@@ -308,16 +312,19 @@ def log_likelihood(
         Estimates in nats with errors and diagnostics, shape (*batch,).
 
     Raises:
-        ValueError: num_particles < 1, or < 2 with a target; a cap below it; a target or batch size that is not positive; data
+        ValueError: num_trajectories < 1, or < 2 with a target; a cap below it; a target or batch size that is not positive; data
             of another shape, masked, not finite, too large to square, or outside the model's support; a limit too small for one
             step of one trajectory; or an argument traced by JAX, where `trajectory_log_weight` serves.
     """
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)
-    check_concrete("log_likelihood", "inference.trajectory_log_weight", rng_key, diffusion, x0, context)
-    num_particles, max_particles = as_count("num_particles", num_particles), as_count("max_particles", max_particles)
+    check_concrete("marginal_log_likelihood", "inference.trajectory_log_weight", rng_key, diffusion, x0, context)
+    num_trajectories, max_trajectories = (
+        as_count("num_trajectories", num_trajectories),
+        as_count("max_trajectories", max_trajectories),
+    )
     batch_size = as_count("batch_size", batch_size)
-    _check_target(num_particles, target_se, max_particles)
+    _check_target(num_trajectories, target_se, max_trajectories)
     check_unmasked("context", context)
     values = whole("x0", x0)
     diffusion.process.check_shape(values)
@@ -325,15 +332,15 @@ def log_likelihood(
     batch_shape = values.shape[: values.ndim - diffusion.process.event_dim]
     flat = values.reshape(-1, *diffusion.event_shape)
     diffusion.check_data(flat)
-    most = num_particles if target_se is None else max_particles
+    most = num_trajectories if target_se is None else max_trajectories
     contexts = rows_of_context(diffusion, context, batch_shape)
     sampler = _Sampler(rng_key, diffusion, flat, contexts, min(batch_size, _few_sizes(most * len(flat))), memory_limit)
 
     with tqdm(desc="trajectories", total=0, unit="", unit_scale=True, disable=not progress) as bar:
-        log_weights = sampler.draw(np.arange(len(flat)), 0, num_particles, bar)
-        count = np.full(len(flat), num_particles)
+        log_weights = sampler.draw(np.arange(len(flat)), 0, num_trajectories, bar)
+        count = np.full(len(flat), num_trajectories)
         while target_se is not None:
-            result = LogLikelihood.from_log_weights(log_weights, num_particles=count, target_se=target_se)
+            result = LogLikelihood.from_log_weights(log_weights, num_trajectories=count, target_se=target_se)
             active = np.flatnonzero(~result.reached & (count < most))
             if active.size == 0:
                 break
@@ -347,7 +354,7 @@ def log_likelihood(
     discrete = diffusion.process.stationary().is_discrete or diffusion.first_step == "quantised"
     result = LogLikelihood.from_log_weights(
         log_weights.reshape(-1, *batch_shape),
-        num_particles=count.reshape(batch_shape),
+        num_trajectories=count.reshape(batch_shape),
         target_se=target_se,
         data=values,
         unit=UNITS[discrete],
@@ -356,7 +363,7 @@ def log_likelihood(
         missed = int((~result.reached).sum())
         warnings.warn(
             f"target_se {target_se:g} was not reached for {missed} of {count.size} data by {most} trajectories; their largest "
-            f"standard error is {float(result.se.max()):.3g} nats. Raise max_particles, or train the model further.",
+            f"standard error is {float(result.se.max()):.3g} nats. Raise max_trajectories, or train the model further.",
             TargetNotReachedWarning,
             stacklevel=2,
         )
@@ -457,14 +464,16 @@ def _statistics(log_weights: np.ndarray) -> tuple[np.ndarray, ...]:
     return log_prob, se, num**2 / squares, k_hat, upper_spread(log_weights)
 
 
-def _check_target(num_particles: int, target_se: float | None, max_particles: int) -> None:
+def _check_target(num_trajectories: int, target_se: float | None, max_trajectories: int) -> None:
     if target_se is None:
         return
     if not target_se > 0.0:
         raise ValueError(f"target_se must be positive, in nats; got {target_se:g}.")
-    if num_particles < 2:
+    if num_trajectories < 2:
         raise ValueError(
-            "num_particles must be at least 2 with a target_se: one trajectory does not tell its own error."
+            "num_trajectories must be at least 2 with a target_se: one trajectory does not tell its own error."
         )
-    if max_particles < num_particles:
-        raise ValueError(f"max_particles must be at least num_particles = {num_particles}; got {max_particles}.")
+    if max_trajectories < num_trajectories:
+        raise ValueError(
+            f"max_trajectories must be at least num_trajectories = {num_trajectories}; got {max_trajectories}."
+        )

@@ -79,12 +79,12 @@ def upper_spread(log_weights: ArrayLike) -> np.ndarray:
     return np.where(np.isneginf(median) & ~np.isnan(ordered[-1]), np.inf, spread)
 
 
-def spread_threshold(num_particles: ArrayLike) -> np.ndarray:
+def spread_threshold(num_trajectories: ArrayLike) -> np.ndarray:
     r"""sqrt(log(S) / 10) nats, above which `upper_spread` says that S weights do not give a reliable mean; 0 for S = 1.
 
     Importance sampling needs trajectories by the exponential of what the log weights spread: $S \ge e^{10\, \text{spread}^2}$,
     which is $e^{6.4\, \mathrm{Var} \log w}$ where log w is normal. The 10 is measured; see docs/likelihoods.md."""
-    return np.sqrt(np.log(np.asarray(num_particles, np.float64)) / 10.0)
+    return np.sqrt(np.log(np.asarray(num_trajectories, np.float64)) / 10.0)
 
 
 def resolution(log_weights: ArrayLike) -> np.ndarray:
@@ -95,10 +95,10 @@ def resolution(log_weights: ArrayLike) -> np.ndarray:
     return np.asarray(np.spacing(largest), np.float64)
 
 
-def k_threshold(num_particles: ArrayLike) -> np.ndarray:
+def k_threshold(num_trajectories: ArrayLike) -> np.ndarray:
     r"""min(1 - 1 / log10 S, 0.7), above which $\hat k$ says that S weights do not give a reliable mean; -inf for S = 1."""
     with np.errstate(divide="ignore"):
-        return np.minimum(1.0 - 1.0 / np.log10(np.asarray(num_particles, np.float64)), 0.7)
+        return np.minimum(1.0 - 1.0 / np.log10(np.asarray(num_trajectories, np.float64)), 0.7)
 
 
 def _tail_shape(rows: np.ndarray) -> np.ndarray:

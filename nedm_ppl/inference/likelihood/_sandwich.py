@@ -26,7 +26,7 @@ from jax import Array
 from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind
 from nedm_ppl.inference._named_arrays import container, dataset, described, per_unit
 from nedm_ppl.inference.bound._evaluation import Estimate, estimate
-from nedm_ppl.inference.likelihood._likelihood import DEFAULT_MEMORY, log_likelihood
+from nedm_ppl.inference.likelihood._likelihood import DEFAULT_MEMORY, marginal_log_likelihood
 from nedm_ppl.inference.likelihood._weights import plan, trajectory_log_weight
 from nedm_ppl.models._diffusion import Diffusion
 
@@ -41,13 +41,13 @@ class Sandwich(NamedTuple):
         lower: At most log p(x_0) in expectation, nats, shape (num_data,).
         upper: At least log p(x_0) in expectation over trajectories, nats, shape (num_data,). For one datum and one draw the
             two may cross.
-        num_particles: Trajectories on either side, K.
+        num_trajectories: Trajectories on either side, K.
     """
 
     x0: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
-    num_particles: int
+    num_trajectories: int
 
     @property
     def lower_mean(self) -> Estimate:
@@ -68,7 +68,7 @@ class Sandwich(NamedTuple):
         """The numbers to report, nats."""
         parts = {"lower": self.lower_mean, "upper": self.upper_mean, "gap": self.gap}
         entries = {f"{name}_{field}": getattr(part, field) for name, part in parts.items() for field in ("mean", "se")}
-        return {"num_data": len(self.lower), "num_particles": self.num_particles} | entries
+        return {"num_data": len(self.lower), "num_trajectories": self.num_trajectories} | entries
 
     def to_arviz(self, *, units: str = "nats") -> Any:
         """Bounds from both sides on simulated data, in the group `sandwich`, and the data themselves in `simulated`.
@@ -81,7 +81,7 @@ class Sandwich(NamedTuple):
         """
         factor = per_unit(units)
         data = ("datum",)
-        count = f"{self.num_particles} trajectories"
+        count = f"{self.num_trajectories} trajectories"
         lower = described("lower bound on log p(x_0)", f"in expectation, {count}", units)
         upper = described("upper bound on log p(x_0)", f"in expectation, {count}, one of them exact", units)
         bounds = {"lower": (data, self.lower * factor, lower), "upper": (data, self.upper * factor, upper)}
@@ -95,7 +95,7 @@ def sandwich(
     diffusion: Diffusion,
     num_data: int,
     *,
-    num_particles: int = 64,
+    num_trajectories: int = 64,
     memory_limit: int | None = None,
     batch_size: int = 4096,
     progress: bool = False,
@@ -108,19 +108,19 @@ def sandwich(
         rng_key: Random key.
         diffusion: The model.
         num_data: Data to simulate.
-        num_particles: Trajectories on either side, K.
-        memory_limit: Bytes of working memory, as in `log_likelihood`; here whole trajectories of the simulated data have to
-            fit as well, and are drawn in batches.
+        num_trajectories: Trajectories on either side, K.
+        memory_limit: Bytes of working memory, as in `marginal_log_likelihood`; here whole trajectories of the simulated data
+            have to fit as well, and are drawn in batches.
         batch_size: Trajectories drawn at a time, at most.
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: num_data < 1, num_particles < 1, an argument traced by JAX, or what `log_likelihood` raises.
+        ValueError: num_data < 1, num_trajectories < 1, an argument traced by JAX, or what `marginal_log_likelihood` raises.
     """
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)
     check_concrete("sandwich", "inference.trajectory_log_weight", rng_key, diffusion)
-    num_data, num_particles = as_count("num_data", num_data), as_count("num_particles", num_particles)
+    num_data, num_trajectories = as_count("num_data", num_data), as_count("num_trajectories", num_trajectories)
     batch_size = as_count("batch_size", batch_size)
     key_exact, key_proposed = jax.random.split(rng_key)
     limit = DEFAULT_MEMORY if memory_limit is None else memory_limit
@@ -135,18 +135,18 @@ def sandwich(
         x0.append(np.asarray(drawn)[: num_data - start])
         exact.append(np.asarray(log_weight, np.float64)[: num_data - start])
     data = np.concatenate(x0)
-    proposed = log_likelihood(
+    proposed = marginal_log_likelihood(
         key_proposed,
         diffusion,
         data,
-        num_particles=num_particles,
+        num_trajectories=num_trajectories,
         memory_limit=memory_limit,
         batch_size=batch_size,
         progress=progress,
     )
     mixed = np.concatenate([np.concatenate(exact)[None], proposed.log_weights[1:].astype(np.float64)])
-    upper = np.logaddexp.reduce(mixed, axis=0) - np.log(num_particles)
-    return Sandwich(data, proposed.log_prob, upper, num_particles)
+    upper = np.logaddexp.reduce(mixed, axis=0) - np.log(num_trajectories)
+    return Sandwich(data, proposed.log_prob, upper, num_trajectories)
 
 
 @eqx.filter_jit

@@ -97,13 +97,13 @@ class Thermodynamics(NamedTuple):
 
     @classmethod
     def of(cls, diffusion: Diffusion, x0: ArrayLike, terms: BoundTerms, likelihood: LogLikelihood) -> "Thermodynamics":
-        """Entropy bounds, losses per step and work, from what `evaluate` and `log_likelihood` have drawn already.
+        """Entropy bounds, losses per step and work, from what `evaluate` and `marginal_log_likelihood` have drawn already.
 
         Args:
             diffusion: The model.
             x0: The data that `terms` were evaluated on, shape (N, *event).
             terms: As `evaluate` returns them.
-            likelihood: As `log_likelihood` returns it, for the same data or some of them.
+            likelihood: As `marginal_log_likelihood` returns it, for the same data or some of them.
 
         Raises:
             ValueError: data that this process cannot have.

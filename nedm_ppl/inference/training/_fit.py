@@ -51,14 +51,14 @@ class Fitted(NamedTuple):
             last entry, nats), and `validation_step`, `validation_bound`, `validation_se` (nats per datum).
         holdout: Mean bound per datum on the holdout with its standard error, nats; None without a holdout.
         seconds: Time spent in training steps, s, over all resumed parts.
-        num_steps: Optimiser steps taken.
+        num_updates: Optimiser updates made.
     """
 
     diffusion: Diffusion
     history: dict[str, np.ndarray]
     holdout: Estimate | None
     seconds: float
-    num_steps: int
+    num_updates: int
 
 
 class _State(NamedTuple):
@@ -75,7 +75,7 @@ def fit(
     data: ArrayLike,
     *,
     context: ArrayLike | None = None,
-    num_steps: int,
+    num_updates: int,
     batch_size: int = 128,
     optimiser: optax.GradientTransformation | None = None,
     objective: ELBO | None = None,
@@ -102,7 +102,7 @@ def fit(
         data: Training data, shape (N, *event), scaled as the process expects.
         context: The context of every datum, shape (N, *context_shape), for a network that takes one; minibatches are of pairs.
             By default the model is trained with the context it is given.
-        num_steps: Optimiser steps.
+        num_updates: Optimiser updates.
         batch_size: Data per step; at most N are used.
         optimiser: Any optax transformation; by default Adam with a cosine decay from 1e-3 and gradients clipped at norm 1.
         objective: A NumPyro objective; by default `TrajectoryBound()`, one step of the chain per datum.
@@ -124,7 +124,7 @@ def fit(
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: data that are empty, masked, not finite, of the wrong shape or outside the process's support; num_steps < 1; a
+        ValueError: data that are empty, masked, not finite, of the wrong shape or outside the process's support; num_updates < 1; a
             checkpoint folder in use without `resume`, or of another run.
         NonFiniteLossError: the loss or the weights stopped being finite; the last checkpoint is intact.
     """
@@ -140,7 +140,7 @@ def fit(
         "holdout_": (holdout, holdout_context),
     }
     contexts = {name: _checked_context(diffusion, name, *part, context) for name, part in parts.items()}
-    num_steps, batch_size = as_count("num_steps", num_steps), as_count("batch_size", batch_size)
+    num_updates, batch_size = as_count("num_updates", num_updates), as_count("batch_size", batch_size)
     log_every, evaluate_every = as_count("log_every", log_every), as_count("evaluate_every", evaluate_every)
     checkpoint_every = as_count("checkpoint_every", checkpoint_every)
     num_times = None if num_times is None else as_count("num_times", num_times)
@@ -160,7 +160,7 @@ def fit(
     svi = SVI(
         scale(diffusion.model, 1.0 / batch_size),  # nats per datum, whatever the size of the minibatch
         scale(diffusion.guide, 1.0 / batch_size),
-        default_optimiser(num_steps) if optimiser is None else optimiser,
+        default_optimiser(num_updates) if optimiser is None else optimiser,
         TrajectoryBound() if objective is None else objective,
     )
     with unsampled_trajectories():
@@ -179,7 +179,7 @@ def fit(
         patience=patience,
         objective=_described(svi.loss),
         contexts=[values for values in (contexts[""], contexts["validation_"]) if values is not None],
-        num_steps=num_steps,
+        num_updates=num_updates,
         batch_size=batch_size,
         log_every=log_every,
         evaluate_every=evaluate_every,
@@ -193,9 +193,9 @@ def fit(
     on_device = jnp.asarray(data)
     null = estimate(diffusion.null_log_prob(on_device)).mean
 
-    with tqdm(total=num_steps, initial=record.step, desc="fit", unit="step", disable=not progress) as bar:
-        while record.step < num_steps and not record.stopped(patience):
-            count = min(log_every, num_steps - record.step)
+    with tqdm(total=num_updates, initial=record.step, desc="fit", unit="update", disable=not progress) as bar:
+        while record.step < num_updates and not record.stopped(patience):
+            count = min(log_every, num_updates - record.step)
             start = time.perf_counter()
             indices = _minibatches(seed, len(data), batch_size, record.step, count)
             new_state, losses, finite = run(state, (on_device, contexts[""]), jnp.asarray(indices), record.step)
@@ -212,13 +212,13 @@ def fit(
             record.add_steps(count, -losses.mean(), time.perf_counter() - start)
             bar.update(count)
             bar.set_postfix_str(f"bound {-losses.mean() * BITS:.3f} bits, null {null * BITS:.3f}")
-            if validation is not None and (record.step % evaluate_every < count or record.step == num_steps):
+            if validation is not None and (record.step % evaluate_every < count or record.step == num_updates):
                 average = with_parameters(diffusion, state.average)
                 terms = evaluate(key_eval, average, validation, context=contexts["validation_"], num_times=num_times)
                 value = estimate(terms.total)
                 if record.add_validation(value):
                     state = state._replace(best=state.average)
-            ended = record.step == num_steps or record.stopped(patience)
+            ended = record.step == num_updates or record.stopped(patience)
             if folder is not None and (record.step % checkpoint_every == 0 or ended):
                 record.write(folder, state)
 
@@ -233,11 +233,11 @@ def fit(
     return Fitted(trained, record.history(), result, record.seconds, record.step)
 
 
-def default_optimiser(num_steps: int, learning_rate: float = 1e-3) -> optax.GradientTransformation:
+def default_optimiser(num_updates: int, learning_rate: float = 1e-3) -> optax.GradientTransformation:
     """Adam, gradients clipped at norm 1, a short warm-up and a cosine decay to a hundredth of the rate."""
-    warmup = min(200, max(1, num_steps // 20))
+    warmup = min(200, max(1, num_updates // 20))
     rate = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, warmup, max(num_steps, warmup + 1), 0.01 * learning_rate
+        0.0, learning_rate, warmup, max(num_updates, warmup + 1), 0.01 * learning_rate
     )
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
