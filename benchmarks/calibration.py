@@ -163,13 +163,13 @@ def draw(results: dict[str, Any]) -> Figure:
     size = 9, 0.6 + 1.4 * len(results)
     figure, axes = plt.subplots(len(results), len(QUANTITIES), figsize=size, sharey="row", squeeze=False)
     for row, (name, result) in zip(axes, results.items(), strict=True):
-        colour = plotting.NULL if "control" in name else plotting.REVERSE
+        color = plotting.NULL if "control" in name else plotting.REVERSE
         row[0].set_ylabel(name.replace(", ", ",\n"), fontsize=8)
         for ax, (quantity, ranked) in zip(row, result["quantities"].items(), strict=True):
             counts = np.asarray(ranked["counts"])
             ax.axhspan(*stats.binom.interval(0.99, counts.sum(), 1.0 / NUM_BINS), color="0.88", zorder=0)
             ax.axhline(counts.sum() / NUM_BINS, color=plotting.TRUTH, linewidth=0.8)
-            ax.bar(np.arange(NUM_BINS), counts, width=1.0, color=colour, edgecolor="white", linewidth=0.4, alpha=0.8)
+            ax.bar(np.arange(NUM_BINS), counts, width=1.0, color=color, edgecolor="white", linewidth=0.4, alpha=0.8)
             ax.set_xticks([-0.5, NUM_BINS - 0.5], ["0", str(NUM_DRAWS)], fontsize=7)
             ax.tick_params(axis="y", labelsize=7)
             ax.set_title(f"{quantity}:  p = {ranked['p']:.2g}", fontsize=8)

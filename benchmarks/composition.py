@@ -76,13 +76,13 @@ def through_flow(diffusion: models.Diffusion) -> jax.Array:
     return numpyro.sample("x", diffusion.flow(rtol=1e-4, atol=1e-4))
 
 
-def through_path(diffusion: models.Diffusion, *, centred: bool) -> jax.Array:
-    return models.sample_path("x", diffusion, centred=centred)
+def through_path(diffusion: models.Diffusion, *, centered: bool) -> jax.Array:
+    return models.sample_path("x", diffusion, centered=centered)
 
 
 ROUTES = {
-    "path, as noise": (lambda diffusion: through_path(diffusion, centred=False), False),
-    "path, centred": (lambda diffusion: through_path(diffusion, centred=True), False),
+    "path, as noise": (lambda diffusion: through_path(diffusion, centered=False), False),
+    "path, centered": (lambda diffusion: through_path(diffusion, centered=True), False),
     "flow": (through_flow, False),
     "flow, TransformReparam": (through_flow, True),
 }
@@ -117,10 +117,10 @@ def posterior(offset: np.ndarray, slope: np.ndarray, cov: np.ndarray) -> tuple[n
 
 def moments(draws: np.ndarray, mean: np.ndarray, cov: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Every posterior moment's error in standard errors, and effective sample sizes, of draws (chains, num, 4)."""
-    centred = draws - mean
+    centered = draws - mean
     upper = np.triu_indices(4)
-    products = centred[..., upper[0]] * centred[..., upper[1]]
-    values = np.concatenate([centred, products - cov[upper]], axis=-1)
+    products = centered[..., upper[0]] * centered[..., upper[1]]
+    values = np.concatenate([centered, products - cov[upper]], axis=-1)
     size = np.asarray(effective_sample_size(values))
     return np.abs(values.mean((0, 1))) / (values.std((0, 1)) / np.sqrt(size)), size
 

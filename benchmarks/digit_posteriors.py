@@ -3,12 +3,12 @@ r"""Posteriors of hidden and of noisy digits under a trained model, against esti
     nedm run digits --out FOLDER
     python benchmarks/digit_posteriors.py FOLDER
 
-The first 100 holdout images. *Inpainting*: the lower half is hidden; beside the posterior mean stand 10 nearest neighbours, linear
+The first 100 holdout images. *Inpainting*: the lower half is hidden; beside the posterior mean stand 10 nearest neighbors, linear
 regression and the mean image, from the upper half to the lower. *Denoising*: Gaussian noise of the pooled variance on every pixel;
 beside it the Wiener filter, $\mu + C (C + \sigma^2 I)^{-1} (y - \mu)$ with mean and covariance of the training images. All of these
-are fitted on the 1,437 images that are not holdout. Errors are root mean squares in grey levels, 0..16.
+are fitted on the 1,437 images that are not holdout. Errors are root mean squares in gray levels, 0..16.
 
-Coverage is the share of hidden pixels whose randomised probability integral transform lies in the central 90 %; many pixels are
+Coverage is the share of hidden pixels whose randomized probability integral transform lies in the central 90 %; many pixels are
 blank for certain, so that it is also reported for those of which the particles disagree. The standard errors are over images.
 """
 
@@ -32,7 +32,7 @@ from nedm_ppl.models import Diffusion
 
 
 def rmse(estimate: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Root mean square over all pixels, and its standard error over images; both (N, pixels), in grey levels."""
+    """Root mean square over all pixels, and its standard error over images; both (N, pixels), in gray levels."""
     squares = np.mean(np.square(data.digits().scale * (estimate - truth)), axis=1)
     root = np.sqrt(squares.mean())
     return float(root), float(squares.std(ddof=1) / np.sqrt(len(squares)) / (2.0 * root))
@@ -50,10 +50,10 @@ def regressions(hidden: np.ndarray, x0: np.ndarray) -> dict[str, tuple[float, fl
     digits = data.digits()
     train = np.concatenate([digits.train, digits.validation])
     seen, unseen = train[:, ~hidden], train[:, hidden]
-    neighbours = KNeighborsRegressor(10).fit(seen, unseen).predict(x0[:, ~hidden])
+    neighbors = KNeighborsRegressor(10).fit(seen, unseen).predict(x0[:, ~hidden])
     linear = LinearRegression().fit(seen, unseen).predict(x0[:, ~hidden])
     means = np.broadcast_to(unseen.mean(axis=0), linear.shape)
-    named = {"10 nearest neighbours": neighbours, "linear regression": linear, "mean image": means}
+    named = {"10 nearest neighbors": neighbors, "linear regression": linear, "mean image": means}
     return {name: rmse(estimate, x0[:, hidden]) for name, estimate in named.items()}
 
 
@@ -99,7 +99,7 @@ def measure(diffusion: Diffusion, x0: np.ndarray, degradation: Any, args: argpar
 
 
 def report(title: str, row: dict[str, Any]) -> Table:
-    table = Table("estimate", "RMSE, grey levels", title=title)
+    table = Table("estimate", "RMSE, gray levels", title=title)
     for name, (mean, se) in row["rmse"].items():
         table.add_row(name, f"{mean:.3f} ± {se:.3f}")
     table.add_section()

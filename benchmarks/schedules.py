@@ -29,7 +29,7 @@ def trained(schedule: models.schedules.Schedule, x: np.ndarray, num_updates: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Schedules of equal losses against those they were made from.")
-    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps of each training")
+    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps of each training")
     parser.add_argument("--holdout", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -62,7 +62,7 @@ def main() -> None:
             before, schedule = bound, models.schedules.from_losses(schedule, losses)
     truth = inference.estimate(data.swiss_roll_log_density(holdout)) * BITS
     table.caption = (
-        f"exact mean log density on the holdout {truth} bits; {args.steps} optimiser steps, seed {args.seed}"
+        f"exact mean log density on the holdout {truth} bits; {args.steps} optimizer steps, seed {args.seed}"
     )
     Console().print(table)
 

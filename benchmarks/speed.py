@@ -2,7 +2,7 @@
 
 Run with `python benchmarks/speed.py`. Three comparisons, each in one process with the two sides timed alternately:
 
-1. one optimiser step of `TrajectoryBound` under NumPyro's SVI against a loop written in JAX and optax for this one model;
+1. one optimizer step of `TrajectoryBound` under NumPyro's SVI against a loop written in JAX and optax for this one model;
 2. one such step at T = 4000 against T = 40;
 3. ancestral sampling against a `lax.scan` written for this one model, and its time per step over T.
 
@@ -65,11 +65,11 @@ def closed_forms(diffusion: models.Diffusion) -> tuple[np.ndarray, np.ndarray, l
 
 
 def hand_written_step(diffusion: models.Diffusion, x0: jax.Array) -> Callable[[], None]:
-    """Loss, gradient and optimiser for this one model, in closed form; the network is the same, nothing else is shared."""
+    """Loss, gradient and optimizer for this one model, in closed form; the network is the same, nothing else is shared."""
     num_steps, network = diffusion.num_steps, diffusion.reverse.network
     beta, alpha_bar, tables = closed_forms(diffusion)
     params, static = eqx.partition(network, eqx.is_inexact_array)
-    optimiser = optax.adam(1e-3)
+    optimizer = optax.adam(1e-3)
 
     def loss(params, key, x0):
         network = eqx.combine(params, static)
@@ -91,10 +91,10 @@ def hand_written_step(diffusion: models.Diffusion, x0: jax.Array) -> Callable[[]
     def update(params, state, key):
         key, key_loss = jax.random.split(key)
         value, gradient = jax.value_and_grad(loss)(params, key_loss, x0)
-        updates, state = optimiser.update(gradient, state, params)
+        updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, key, value
 
-    carry = params, optimiser.init(params), jax.random.key(1)
+    carry = params, optimizer.init(params), jax.random.key(1)
 
     def run() -> None:
         nonlocal carry

@@ -1,4 +1,4 @@
-"""Handwritten digits: grey levels with exact evidence, and honest bits per pixel.
+"""Handwritten digits: gray levels with exact evidence, and honest bits per pixel.
 
     python examples/digits.py [number of training steps]
 
@@ -23,7 +23,7 @@ def main(num_training_steps: int = 1500, num_steps: int = 500) -> inference.Esti
         (8, 8, len(levels) + 1), (8, 8, len(levels)), num_steps, key=jax.random.key(0)
     )
     kernel = models.LevelPrediction(network, levels, base=models.log_frequencies(digits.train, levels))
-    diffusion = models.Diffusion(process, kernel, first_step="quantised")
+    diffusion = models.Diffusion(process, kernel, first_step="quantized")
 
     rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, min(100, num_training_steps // 2), num_training_steps)
     fitted = inference.fit(
@@ -32,7 +32,7 @@ def main(num_training_steps: int = 1500, num_steps: int = 500) -> inference.Esti
         digits.train,
         num_updates=num_training_steps,
         batch_size=64,
-        optimiser=optax.chain(optax.clip_by_global_norm(64.0), optax.adam(rate)),
+        optimizer=optax.chain(optax.clip_by_global_norm(64.0), optax.adam(rate)),
         objective=inference.TrajectoryBound(first_step_share=0.125),
         validation=digits.validation,
         evaluate_every=500,

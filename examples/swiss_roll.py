@@ -24,8 +24,8 @@ def main(num_training_steps: int = 3000, num_data: int = 20_000) -> inference.Es
     network = models.networks.ResidualMLP((2,), (2, 2), 40, key=jax.random.key(0))
     diffusion = models.Diffusion(process, models.VelocityPrediction(network), first_step="learned")
 
-    optimiser = optax.adam(optax.cosine_decay_schedule(2e-3, num_training_steps))
-    svi = SVI(diffusion.model, diffusion.guide, optimiser, inference.TrajectoryBound())
+    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, num_training_steps))
+    svi = SVI(diffusion.model, diffusion.guide, optimizer, inference.TrajectoryBound())
     state = svi.init(jax.random.key(1), jnp.asarray(train[:256]))
     update = jax.jit(svi.update)
     rng = np.random.default_rng(0)

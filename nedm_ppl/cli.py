@@ -62,9 +62,9 @@ def run(
     density: Annotated[str | None, typer.Option(help="Which density, of an experiment that has several.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds data, weights and training.")] = 0,
     out: Annotated[Path | None, OUT] = None,
-    updates: Annotated[int | None, typer.Option(help="Optimiser updates.")] = None,
+    updates: Annotated[int | None, typer.Option(help="Optimizer updates.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Steps of the chain, T.")] = None,
-    first_step: Annotated[str | None, typer.Option(help="fixed, learned or quantised.")] = None,
+    first_step: Annotated[str | None, typer.Option(help="fixed, learned or quantized.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start again in an --out that holds an earlier run.")] = False,
 ) -> None:

@@ -5,8 +5,8 @@ a model, shows or saves. Where axes are left out a new figure of a readable size
 axis after its first, ascending from data: shape (N, T + 1, *event), so that `trajectory[:, t]` is $x_t$ whatever
 direction the chain ran in.
 
-One colour is the forward chain's, one the model's, and black the truth; all from the set of Okabe and Ito (2008), which
-readers with any colour vision tell apart. Training objectives come in bits, as their argument names say.
+One color is the forward chain's, one the model's, and black the truth; all from the set of Okabe and Ito (2008), which
+readers with any color vision tell apart. Training objectives come in bits, as their argument names say.
 """
 
 import math
@@ -41,7 +41,7 @@ __all__ = [
 FORWARD, REVERSE, TRUTH, NULL = "#0072B2", "#D55E00", "#000000", "#6E6E6E"
 VALIDATION, FAINT, HAIRLINE, UNSEEN = "#009E73", "#A8A8A8", "#56B4E9", "#CFE8F7"
 
-# Where a chain has more steps, the mean of neighbours is drawn.
+# Where a chain has more steps, the mean of neighbors is drawn.
 STEPS_DRAWN = 100
 
 
@@ -62,7 +62,7 @@ def swiss_roll_figure(
 ) -> np.ndarray:
     r"""Figure 1: a plane diffusion at t = 0, T/2 and T; rows forward trajectory, reverse trajectory, drift.
 
-    Behind the reverse chain's points and the drift lie the forward chain's points in grey: the law the reverse chain should
+    Behind the reverse chain's points and the drift lie the forward chain's points in gray: the law the reverse chain should
     have at that time, and where the drift matters.
 
     Args:
@@ -130,8 +130,8 @@ def plane_figure(samples: ArrayLike, data: ArrayLike, axes: np.ndarray | None = 
             raise ValueError(f"{name} must be points of the plane, shape (N, 2), not empty; got {points.shape}.")
     axes = _axes(axes, (2,), figsize=(8.6, 4.4), sharex=True, sharey=True)
     limit = 1.1 * float(np.abs(data).max())
-    for ax, points, colour, title in zip(axes, (samples, data), (REVERSE, TRUTH), ("model", "data"), strict=True):
-        _scatter(ax, points, colour)
+    for ax, points, color, title in zip(axes, (samples, data), (REVERSE, TRUTH), ("model", "data"), strict=True):
+        _scatter(ax, points, color)
         ax.set(title=f"{title}, {len(points):,} points", xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
         ax.set_xlabel("$x_1$")
     axes[0].set_ylabel("$x_2$")
@@ -162,9 +162,9 @@ def heartbeat_figure(reverse: ArrayLike, data: ArrayLike, axes: np.ndarray | Non
     axes = _axes(axes, (4,), figsize=(9.0, 4.6), sharex=True, sharey=True)
     times, labels = _three_times(reverse.shape[1] - 1)
     panels = [(reverse[:, t], f"reverse, {label}", REVERSE) for t, label in zip(times, labels, strict=True)]
-    for ax, (rows, title, colour) in zip(axes, [*panels, (data[: len(reverse)], "data", TRUTH)], strict=True):
+    for ax, (rows, title, color) in zip(axes, [*panels, (data[: len(reverse)], "data", TRUTH)], strict=True):
         extent = (0.5, rows.shape[1] + 0.5, len(rows) + 0.5, 0.5)
-        cmap = ListedColormap(["white", colour])
+        cmap = ListedColormap(["white", color])
         ax.imshow(_pulse_first(rows), cmap=cmap, vmin=0, vmax=1, aspect="auto", interpolation="none", extent=extent)
         ax.set(title=title, xlabel="bin")
         ax.set_xticks(np.arange(1, rows.shape[1] + 1, 5))
@@ -181,7 +181,7 @@ def image_grid(
     limits: tuple[float, float] | None = None,
     title: str = "",
 ) -> Axes:
-    """Small grey images side by side, filled row by row; hairlines part them and take up no pixels.
+    """Small gray images side by side, filled row by row; hairlines part them and take up no pixels.
 
     Args:
         images: Shape (N, height, width); NaN is drawn blank.
@@ -212,7 +212,7 @@ def digits_figure(
     num_columns: int = 10,
     limits: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """Samples of an image model beside images it never saw, in the same grey levels (as figure App.1).
+    """Samples of an image model beside images it never saw, in the same gray levels (as figure App.1).
 
     Args:
         samples: Shape (N, height, width).
@@ -268,8 +268,8 @@ def reverse_chain_figure(
     ax = _axis(ax, figsize=(8.0, 7.4 * num_samples / len(times) + 0.8))
     frames = trajectory[:, list(times)].reshape(-1, *trajectory.shape[2:])
     _show(ax, _mosaic(frames, len(times)), _limits(trajectory[:, 0]) if limits is None else limits, frames.shape[1:])
-    centres = (np.arange(len(times)) + 0.5) * width - 0.5
-    ax.set_xticks(centres, [str(t) for t in times])
+    centers = (np.arange(len(times)) + 0.5) * width - 0.5
+    ax.set_xticks(centers, [str(t) for t in times])
     ax.set(xlabel="time t (steps); the reverse chain runs left to right", yticks=[], ylabel="sample")
     ax.tick_params(length=0)
     _outline(ax, REVERSE)
@@ -290,7 +290,7 @@ def restoration_figure(
     """Figures 3 and 5: data, what was left of them, draws from the posterior, its mean and standard deviation; a row per datum.
 
     Args:
-        x0: Data, grey images (N, height, width) or sequences (N, num_bins).
+        x0: Data, gray images (N, height, width) or sequences (N, num_bins).
         y: Degraded data, same shape; NaN, what was not seen, is drawn in light blue.
         draws: Posterior draws, shape (N, S, *event).
         mean: Posterior mean, shape (N, *event).
@@ -322,13 +322,13 @@ def restoration_figure(
     tile = x0.shape[1:] if x0.ndim == 3 else (1, x0.shape[1])
     width, row = (1.1, 1.1 * tile[0] / tile[1]) if x0.ndim == 3 else (1.5, 0.22)
     axes = _axes(axes, (len(panels),), figsize=(width * len(panels), row * len(x0) + 0.6))
-    grey, largest = _limits(x0) if limits is None else limits, float(np.asarray(sd).max()) or 1.0
-    for ax, (name, values, colour) in zip(axes, panels, strict=True):
+    gray, largest = _limits(x0) if limits is None else limits, float(np.asarray(sd).max()) or 1.0
+    for ax, (name, values, color) in zip(axes, panels, strict=True):
         mosaic = np.asarray(values, np.float64).reshape(-1, tile[1])
-        _show(ax, mosaic, (0.0, largest) if name == "sd" else grey, tile)
+        _show(ax, mosaic, (0.0, largest) if name == "sd" else gray, tile)
         ax.set(xticks=[], yticks=[], facecolor=UNSEEN, aspect="equal" if x0.ndim == 3 else "auto")
         ax.set_title(f"sd, to {largest:.2g}" if name == "sd" else name, fontsize="small")
-        _outline(ax, colour)
+        _outline(ax, color)
     return axes
 
 
@@ -377,12 +377,12 @@ def loss_curve(
             label=r"validation, $\pm$2 s.e.",
         )
         shown += [mean - 2.0 * error, mean + 2.0 * error]
-    for value, colour, style, name in (
+    for value, color, style, name in (
         (truth_bits, TRUTH, "-", "truth"),
         (null_bits, NULL, "--", r"null, $L_\mathrm{null}$"),
     ):
         if value is not None:
-            ax.axhline(value, color=colour, linestyle=style, linewidth=1.4, label=f"{name} = {value:.4g} bits")
+            ax.axhline(value, color=color, linestyle=style, linewidth=1.4, label=f"{name} = {value:.4g} bits")
             shown.append(np.array([value]))
     if shown:
         low, high = np.min(np.concatenate(shown)), np.max(np.concatenate(shown))
@@ -448,7 +448,7 @@ def thermodynamics_figure(
     Left: loss per step over the log signal-to-noise ratio of $x_t$, with two standard errors. Above the dashed line, an equal
     share of all loss, steps should be finer (shaded), below it they may be coarser. Middle: the corridor that equation 24
     leaves to $H_q(X_{t-1} | X_t)$, seen from its upper bound, and the model's own bound, lower plus loss; a kernel that has
-    learned nothing is at the top. Beyond 100 steps neighbours are averaged. Right: work of forward trajectories, each datum's
+    learned nothing is at the top. Beyond 100 steps neighbors are averaged. Right: work of forward trajectories, each datum's
     moved so that its Jarzynski average lies at the mean of all. The mean work is $-K$; its distance from the Jarzynski
     average is dissipated, and a chain slow enough has none.
 
@@ -545,8 +545,8 @@ def _three_times(last: int) -> tuple[tuple[int, int, int], tuple[str, str, str]]
     return (0, last // 2, last), ("t = 0", f"t = T/2 = {last // 2}", f"t = T = {last}")
 
 
-def _scatter(ax: Axes, x: np.ndarray, colour: str, size: float = 3) -> None:
-    ax.scatter(x[:, 0], x[:, 1], s=size, color=colour, alpha=0.7, linewidths=0, rasterized=True)
+def _scatter(ax: Axes, x: np.ndarray, color: str, size: float = 3) -> None:
+    ax.scatter(x[:, 0], x[:, 1], s=size, color=color, alpha=0.7, linewidths=0, rasterized=True)
 
 
 def _quiver(ax: Axes, points: np.ndarray, drift: np.ndarray) -> None:
@@ -589,9 +589,9 @@ def _limits(images: np.ndarray) -> tuple[float, float]:
     return float(np.nanmin(images)), float(np.nanmax(images))
 
 
-def _outline(ax: Axes, colour: str) -> None:
+def _outline(ax: Axes, color: str) -> None:
     for spine in ax.spines.values():
-        spine.set(color=colour, linewidth=2.0)
+        spine.set(color=color, linewidth=2.0)
 
 
 def _trajectory(name: str, value: ArrayLike, event_shape: tuple[int, ...]) -> np.ndarray:

@@ -264,7 +264,7 @@ def save(result: Restoration, out: Path, about: dict[str, Any]) -> dict[str, Any
         )
 
     outputs = {"posterior.nc": lambda file: write_netcdf(file, posterior.to_arviz())}
-    if result.x0.ndim <= 3:  # sequences and grey images
+    if result.x0.ndim <= 3:  # sequences and gray images
         outputs["restored.png"] = draw
     write_outputs(out, outputs, "The numbers are in metrics.json.")
     return metrics
@@ -281,7 +281,7 @@ def _rmse(x: np.ndarray, result: Restoration) -> float:
 
 
 def _pit(rng: np.random.Generator, posterior: ParticlePosterior, x0: np.ndarray) -> np.ndarray:
-    """Randomised probability integral transform of every coordinate, shape (N, *event)."""
+    """Randomized probability integral transform of every coordinate, shape (N, *event)."""
     x, spread = posterior.particles.x, (1,) * (x0.ndim - 1)
     weights = np.exp(posterior.log_weights).reshape(*x.shape[:3], *spread)
     truth = x0[:, None, None]

@@ -12,7 +12,7 @@ from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
-# Tests compile much and compute little: spend less on optimising what is compiled. Set before JAX starts.
+# Tests compile much and compute little: spend less on optimizing what is compiled. Set before JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )

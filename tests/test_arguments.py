@@ -27,7 +27,7 @@ def fit(data, **options):
 
 TAKE_DATA = {
     "evaluate": lambda x: inference.evaluate(KEY, MODEL, x),
-    "log_likelihood": lambda x: inference.marginal_log_likelihood(KEY, MODEL, x, num_trajectories=2),
+    "marginal_log_likelihood": lambda x: inference.marginal_log_likelihood(KEY, MODEL, x, num_trajectories=2),
     "classify": lambda x: inference.classify(KEY, LABELLED, x, [0, 1]),
     "entropy_bounds": lambda x: inference.entropy_bounds(PROCESS, x),
     "fit": fit,
@@ -80,7 +80,7 @@ def test_values_as_large_as_are_taken_have_finite_bounds_and_flagged_likelihoods
 
 TRACED = {
     "evaluate": (lambda x: inference.evaluate(KEY, MODEL, x).total, "inference.bound_terms"),
-    "log_likelihood": (
+    "marginal_log_likelihood": (
         lambda x: inference.marginal_log_likelihood(KEY, MODEL, x).log_prob,
         "inference.trajectory_log_weight",
     ),
@@ -168,7 +168,7 @@ def test_what_is_no_whole_number_is_named(value):
 
 CALLS = {
     "evaluate": lambda key, model: inference.evaluate(key, model, DATA),
-    "log_likelihood": lambda key, model: inference.marginal_log_likelihood(key, model, DATA),
+    "marginal_log_likelihood": lambda key, model: inference.marginal_log_likelihood(key, model, DATA),
     "sandwich": lambda key, model: inference.sandwich(key, model, 2),
     "fit": lambda key, model: inference.fit(key, model, DATA, num_updates=2),
     "classify": lambda key, model: inference.classify(key, model, DATA, [0, 1]),
@@ -291,7 +291,7 @@ SWAPPED = {
     ),
     "no kernel": (
         lambda: models.Diffusion(PROCESS, 3),
-        "reverse must be a parameterisation of a network, or a callable",
+        "reverse must be a parameterization of a network, or a callable",
     ),
     "MarkovChain": (
         lambda: models.MarkovChain(PROCESS.step, PROCESS.stationary(), first=1, last=3),
@@ -299,7 +299,7 @@ SWAPPED = {
     ),
     "bound_terms": (lambda: inference.bound_terms(KEY, DATA, MODEL), "diffusion must be a Diffusion; got a ndarray."),
     "evaluate": (lambda: inference.evaluate(KEY, DATA, MODEL), "diffusion must be a Diffusion; got a ndarray."),
-    "log_likelihood": (
+    "marginal_log_likelihood": (
         lambda: inference.marginal_log_likelihood(KEY, DATA, MODEL),
         "diffusion must be a Diffusion; got a ndarray.",
     ),

@@ -41,8 +41,8 @@ def level_waves(t, x):
 MODELS = {
     "gaussian fixed": models.Diffusion(GAUSSIAN, models.DriftVariance(waves)),
     "gaussian learned": models.Diffusion(GAUSSIAN, models.DataPrediction(waves), first_step="learned"),
-    "gaussian quantised": models.Diffusion(
-        GAUSSIAN, models.LevelPrediction(level_waves, LEVELS), first_step="quantised"
+    "gaussian quantized": models.Diffusion(
+        GAUSSIAN, models.LevelPrediction(level_waves, LEVELS), first_step="quantized"
     ),
     "bernoulli fixed": models.Diffusion(BERNOULLI, models.FlipRate(couplings)),
     "bernoulli learned": models.Diffusion(BERNOULLI, models.BitPrediction(couplings), first_step="learned"),
@@ -179,7 +179,7 @@ def test_terms_sum_to_the_bound(name):
 
 
 @pytest.mark.cases(1)
-@pytest.mark.parametrize("name", ["gaussian quantised", "bernoulli fixed"])
+@pytest.mark.parametrize("name", ["gaussian quantized", "bernoulli fixed"])
 def test_a_subsample_of_steps_has_the_expectation_of_all(name):
     diffusion, x0 = MODELS[name], data_of(name)
     everything = many(jax.random.key(0), diffusion, x0, 3000)

@@ -208,7 +208,7 @@ def test_nuts_moves_a_latent_that_a_kernel_holds_where_the_prior_has_a_density()
     def program():
         weight = numpyro.sample("weight", dist.Normal(0.0, 1.0))
         held = functools.partial(kernel, weight)
-        models.sample_path("x", models.Diffusion(PROCESS, held, first_step="learned"), centred=True)
+        models.sample_path("x", models.Diffusion(PROCESS, held, first_step="learned"), centered=True)
 
     seen = numpyro.handlers.condition(program, {"x": jnp.array([3.0]), "x_path": jnp.full((3, 1), 1.5)})
     mcmc = MCMC(NUTS(seen), num_warmup=200, num_samples=800, progress_bar=False)

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import zipfile
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -55,11 +56,11 @@ DIFFUSIONS = {
         ),
     ),
     "learned schedule": lambda: models.Diffusion(LEARNED, models.DriftVariance(network())),
-    "quantised": lambda: models.Diffusion(
-        GAUSSIAN, models.DataPrediction(network()), first_step="quantised", levels=LEVELS
+    "quantized": lambda: models.Diffusion(
+        GAUSSIAN, models.DataPrediction(network()), first_step="quantized", levels=LEVELS
     ),
     "levels": lambda: models.Diffusion(
-        GAUSSIAN, models.LevelPrediction(network(output=(*SHAPE, 3)), LEVELS, evidence=False), first_step="quantised"
+        GAUSSIAN, models.LevelPrediction(network(output=(*SHAPE, 3)), LEVELS, evidence=False), first_step="quantized"
     ),
     "flip": lambda: models.Diffusion(BITS, models.FlipRate(network(output=SHAPE))),
     "bits": lambda: models.Diffusion(BITS, models.BitPrediction(network(output=SHAPE)), first_step="learned"),
@@ -121,6 +122,37 @@ def test_round_trip_is_bit_identical(name, tmp_path):
     assert sorted(os.listdir(tmp_path / "made")) == ["on the way"]
 
 
+SAVED_BEFORE = (
+    Path(__file__).parent / "saved_before"
+)  # by the commit before names became today's, with three draws of each
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SAVED_BEFORE.iterdir() if path.is_dir()))
+def test_folders_saved_under_earlier_names_load_and_sample_the_same(name, tmp_path):
+    loaded = models.Diffusion.load(SAVED_BEFORE / name)
+    with np.load(SAVED_BEFORE / "draws.npz") as draws:
+        np.testing.assert_allclose(draw(loaded), draws[name], rtol=1e-4, atol=1e-5)
+    loaded.save(tmp_path / "model")
+    assert_same(models.Diffusion.load(tmp_path / "model"), loaded)
+
+
+def test_every_class_that_is_saved_has_a_folder_of_before():
+    kept = {
+        node["type"]
+        for path in SAVED_BEFORE.glob("*/model.json")
+        for node in nodes_of(json.loads(path.read_text())["model"])
+        if "type" in node
+    }
+    ours = {name for name, cls in checkpoint._types().items() if cls.__module__.startswith("nedm_ppl.")}
+    assert ours <= kept, sorted(ours - kept)
+
+
+def nodes_of(node):
+    """A tree's dictionaries."""
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return ([node] if isinstance(node, dict) else []) + [found for part in inner for found in nodes_of(part)]
+
+
 def test_a_loaded_model_is_a_program(tmp_path):
     diffusion = noisy(DIFFUSIONS["rbf"]())
     diffusion.save(tmp_path / "model")
@@ -157,7 +189,7 @@ def test_float64_needs_its_session(tmp_path):
         diffusion = DIFFUSIONS["rbf"]()
         diffusion.save(tmp_path / "model")
         assert_same(diffusion, models.Diffusion.load(tmp_path / "model"))
-    with pytest.raises(ModelFolderError, match=r"centres is float64, .* round to float32. Call jax.config.update"):
+    with pytest.raises(ModelFolderError, match=r"centers is float64, .* round to float32. Call jax.config.update"):
         models.Diffusion.load(tmp_path / "model")
 
 
@@ -227,7 +259,7 @@ def test_what_cannot_be_saved_says_where(build, message, tmp_path):
 def test_types_have_names_of_their_own():
     types = checkpoint._types()
     assert {"Diffusion", "RBF", "ResidualBlock", "FixedSchedule", "StepReadout", "LevelPrediction"} <= types.keys()
-    assert not {"Schedule", "Parameterisation", "DiffusionProcess", "Module"} & types.keys()
+    assert not {"Schedule", "Parameterization", "DiffusionProcess", "Module"} & types.keys()
     classes, queue = set(), [eqx.Module]
     while queue:
         queue += (below := queue.pop().__subclasses__())
@@ -265,7 +297,7 @@ def at(*path, value):
     return edit(change)
 
 
-def repack(name="model.reverse.network.centres.npy", data=None, **options):
+def repack(name="model.reverse.network.centers.npy", data=None, **options):
     """Rewrite arrays.npz with one member replaced, and give it the sha256 that it then has."""
 
     def damage(folder):
@@ -322,7 +354,7 @@ MODEL = ("model", "fields")
 NETWORK = (*MODEL, "reverse", "fields", "network", "fields")
 PROCESS = (*MODEL, "process", "fields")
 SCHEDULE = (*PROCESS, "schedule", "fields")
-CENTRES = ("arrays", "model.reverse.network.centres")
+CENTRES = ("arrays", "model.reverse.network.centers")
 DAMAGE = {
     "no model.json": (lambda folder: os.remove(folder / "model.json"), r"model.json: must be a file; there is nothing"),
     "no arrays.npz": (lambda folder: os.remove(folder / "arrays.npz"), r"arrays.npz: must be a file; there is nothing"),
@@ -345,9 +377,9 @@ DAMAGE = {
         r"model.json: must say what it said when it was saved, with json_sha256 [0-9a-f.]{16}; got \w{16}\. Restore",
     ),
     "a downgrade": (edit(lambda d: d.update(version=1), signed=False), r"must say what it said when it was saved"),
-    "not finite": (repack(data=npy(np.full((6, 4), np.nan, "f4"))), r"network.centres was finite and is no longer"),
+    "not finite": (repack(data=npy(np.full((6, 4), np.nan, "f4"))), r"network.centers was finite and is no longer"),
     "great count": (at(*PROCESS, "event_shape", value={"tuple": [10**300]}), r"shape.0 must be below 2\^63 in size"),
-    "great shape": (at(*CENTRES, "shape", value=[10**300] * 20), r"centres must have a shape and a dtype; got"),
+    "great shape": (at(*CENTRES, "shape", value=[10**300] * 20), r"centers must have a shape and a dtype; got"),
     "long shape": (at(*CENTRES, "shape", value=[2**62] * 64), r"arrays.npz: must hold \d{21}\.\.\. bytes of arrays"),
     "long number": (
         write("model.json", b'{"a": ' + b"1" * 5000 + b"}"),
@@ -363,21 +395,21 @@ DAMAGE = {
         r"arrays.npz: must be the file that was saved, with sha256 \w{16}; got \w{16}\. Restore",
     ),
     "huge manifest": (at(*CENTRES, "shape", value=[10**12, 4]), r"must hold 16000000000\d+ bytes of arrays"),
-    "wrong shape": (at(*CENTRES, "shape", value=[4, 6]), r"centres is float32 \(6, 4\) and not float32 \(4, 6\)"),
-    "wrong dtype": (at(*CENTRES, "dtype", value="int32"), r"centres is float32 \(6, 4\) and not int32 \(6, 4\)"),
+    "wrong shape": (at(*CENTRES, "shape", value=[4, 6]), r"centers is float32 \(6, 4\) and not float32 \(4, 6\)"),
+    "wrong dtype": (at(*CENTRES, "dtype", value="int32"), r"centers is float32 \(6, 4\) and not int32 \(6, 4\)"),
     "object dtype": (
         at(*CENTRES, "dtype", value="object"),
-        r"centres must have a shape and a dtype; got",
+        r"centers must have a shape and a dtype; got",
     ),
-    "negative shape": (at(*CENTRES, "shape", value=[-6, -4]), r"centres must have a shape and a dtype; got"),
+    "negative shape": (at(*CENTRES, "shape", value=[-6, -4]), r"centers must have a shape and a dtype; got"),
     "no manifest": (at("arrays", value={}), r"must hold 0 bytes of arrays and little else"),
-    "array twice": (at(*NETWORK, "centres", "array", value="model.reverse.network.log_scales"), r"array of its own"),
-    "array unused": (at(*NETWORK, "centres", value=None), r"network.centres must be Array; got None"),
-    "array unknown": (at(*NETWORK, "centres", "array", value="../x"), r"centres must be an array of its own; got ../x"),
+    "array twice": (at(*NETWORK, "centers", "array", value="model.reverse.network.log_scales"), r"array of its own"),
+    "array unused": (at(*NETWORK, "centers", value=None), r"network.centers must be Array; got None"),
+    "array unknown": (at(*NETWORK, "centers", "array", value="../x"), r"centers must be an array of its own; got ../x"),
     "pickle": (repack(data=pickle.dumps(Bomb())), r"arrays.npz: must hold the arrays that model.json declares; "),
     "object array": (
         repack(data=npy(np.array([Bomb()], object))),
-        r"centres is object \(1,\) and not float32 \(6, 4\)",
+        r"centers is object \(1,\) and not float32 \(6, 4\)",
     ),
     "short array": (repack(data=npy(np.zeros((6, 4), "f4"))[:-8]), r"reading array data, expected 96 bytes got 88"),
     "one array more": (repack("extra.npy", b""), r"its 5 arrays are not those 4"),

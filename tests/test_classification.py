@@ -33,7 +33,7 @@ def test_classes_have_the_posterior_that_enumeration_gives_them():
     assert np.exp(found.log_prior).sum() == pytest.approx(1.0)
 
 
-def labelled(num=20_000, temperature=1.0):
+def labeled(num=20_000, temperature=1.0):
     """Log likelihoods of three classes, and labels drawn from their posterior at a temperature."""
     rng = np.random.default_rng(0)
     log_likelihood = 3.0 * rng.normal(size=(num, 3))
@@ -43,7 +43,7 @@ def labelled(num=20_000, temperature=1.0):
 
 
 def test_the_temperature_labels_were_drawn_at_is_found():
-    found, labels = labelled(temperature=2.5)
+    found, labels = labeled(temperature=2.5)
     temperature = inference.fit_temperature(found, labels)
     assert temperature == pytest.approx(2.5, rel=0.05)
     calibrated = found.calibrated(temperature)
@@ -78,4 +78,4 @@ def test_the_calibration_error_of_a_case_worked_by_hand():
 )
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        call(*labelled(20))
+        call(*labeled(20))

@@ -12,6 +12,7 @@ import sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -269,7 +270,7 @@ def test_choose_gives_an_experiment_of_its_density():
         (["--out", "{tmp}/nowhere/x.nc"], "--out must lie in a folder that is there; got"),
         (["{tmp}/nowhere.npy"], "DATA must be a .npy file; there is nothing at"),
         (["{tmp}/taken.nc"], "DATA must be a .npy file that holds an array of numbers"),
-        (["{tmp}/grey.npy"], "x0 must be binary, 0 or 1"),
+        (["{tmp}/gray.npy"], "x0 must be binary, 0 or 1"),
         (["{tmp}/claims.npy"], "DATA must be a .npy file that holds an array of numbers; "),
         (["{tmp}/header.npy"], "DATA must be a .npy file that holds an array of numbers; "),
         (["{tmp}/great.npy"], "DATA must hold numbers of at most 1e+15 in size; "),
@@ -280,12 +281,12 @@ def test_choose_gives_an_experiment_of_its_density():
 )
 def test_loglik_refuses_in_one_sentence(run_folder, tmp_path, capsys, arguments, message):
     (tmp_path / "taken.nc").write_text("mine")
-    np.save(tmp_path / "grey.npy", np.full((3, 20), 0.5))
+    np.save(tmp_path / "gray.npy", np.full((3, 20), 0.5))
     with (tmp_path / "claims.npy").open("wb") as file:  # 2 x 10^13 rows, and holds one
         about = {"descr": "<f4", "fortran_order": False, "shape": (2 * 10**13, 20)}
         np.lib.format.write_array_header_1_0(file, about)
         file.write(bytes(80))
-    (tmp_path / "header.npy").write_bytes((tmp_path / "grey.npy").read_bytes().replace(b"(3, 20)", b"(2**9, "))
+    (tmp_path / "header.npy").write_bytes((tmp_path / "gray.npy").read_bytes().replace(b"(3, 20)", b"(2**9, "))
     np.save(tmp_path / "great.npy", np.full((3, 20), 1e300))
     (tmp_path / "link.nc").symlink_to("nowhere")
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
@@ -354,10 +355,19 @@ def test_restoring_refuses_in_one_sentence(run_folder, tmp_path, capsys, argumen
     assert code == 2 and message in said and not (tmp_path / "out").exists()
 
 
+def test_show_reads_metrics_under_earlier_names(tmp_path, capsys):
+    saved = Path(__file__).parent / "saved_before"
+    shutil.copytree(saved / "bits", tmp_path / "run" / "model")
+    shutil.copy(saved / "metrics.json", tmp_path / "run")
+    assert nedm("show", tmp_path / "run")[0] == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "20 updates" in shown and "500 data x 24 trajectories" in shown
+
+
 def test_show_says_what_a_model_is(run_folder, capsys):
     assert nedm("show", run_folder / "digits")[0] == 0
     shown = capsys.readouterr().out
-    assert "PatchTransformer" in shown and "quantised" in shown and "bits per pixel" in shown
+    assert "PatchTransformer" in shown and "quantized" in shown and "bits per pixel" in shown
     assert "4 updates" in shown and "6 data x 24 trajectories" in " ".join(shown.split())
     assert nedm("list")[0] == 0
     listed = capsys.readouterr().out
@@ -375,7 +385,7 @@ def test_show_says_what_a_model_is(run_folder, capsys):
         ),
         (["run", "gray-code", "--density", "rings"], "density must be one of 2spirals, 8gaussians, circles, moons"),
         (["run", "digits", "--density", "moons"], "--density must be left out for digits, which has one density; got"),
-        (["run", "digits", "--first-step", "fixed", "--out", "{tmp}/x"], "must be one of quantised; got 'fixed'"),
+        (["run", "digits", "--first-step", "fixed", "--out", "{tmp}/x"], "must be one of quantized; got 'fixed'"),
         (
             ["run", "heartbeat", "--num-steps", "0", "--out", "{tmp}/x"],
             "num_steps must be an integer of at least 1; got 0",

@@ -169,7 +169,7 @@ def test_the_whole_chain_runs_with_a_batch_of_contexts():
 # --- training --------------------------------------------------------------------------------------------------------------
 
 
-def labelled(num_steps=6):
+def labeled(num_steps=6):
     process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(num_steps))
     network = networks.Embedded(
         networks.ResidualMLP((2,), (2, 2), num_steps, width=16, depth=1, key=KEY), eqx.nn.Embedding(3, 16, key=KEY)
@@ -185,11 +185,11 @@ def test_training_on_pairs_learns_what_the_context_says():
     drop = inference.drop_context(2, 0.2)
     fitted = inference.fit(
         KEY,
-        labelled(),
+        labeled(),
         x0,
         context=labels,
         num_updates=400,
-        optimiser=optax.adam(1e-2),
+        optimizer=optax.adam(1e-2),
         augment=lambda key, rows, contexts: (rows, drop(key, contexts)),
         validation=x0[:64],
         validation_context=labels[:64],

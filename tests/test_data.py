@@ -47,7 +47,7 @@ def test_swiss_roll_log_density_against_a_dense_sum(noise):
     np.testing.assert_allclose(data.swiss_roll_log_density(x, noise), expected, rtol=1e-8, atol=1e-8)
 
 
-def test_swiss_roll_is_scikit_learns_standardised():
+def test_swiss_roll_is_scikit_learns_standardized():
     state = np.random.RandomState(np.random.default_rng(3).bit_generator)
     raw = make_swiss_roll(1000, noise=0.5, random_state=state)[0][:, [0, 2]]
     draws = data.swiss_roll(3, 1000)
@@ -109,10 +109,10 @@ def test_digits_split_and_levels():
     index = {"train": order[:1293], "validation": order[1293:1437], "holdout": order[1437:]}
     for name, members in index.items():
         images = getattr(split, name)
-        # Every pixel is one of the 17 levels exactly, and gives its grey level back.
-        grey = np.searchsorted(np.asarray(split.levels, np.float32), images)
-        np.testing.assert_array_equal(grey, bunch.images[members])
-        np.testing.assert_array_equal(np.asarray(split.levels, np.float32)[grey], images)
+        # Every pixel is one of the 17 levels exactly, and gives its gray level back.
+        gray = np.searchsorted(np.asarray(split.levels, np.float32), images)
+        np.testing.assert_array_equal(gray, bunch.images[members])
+        np.testing.assert_array_equal(np.asarray(split.levels, np.float32)[gray], images)
         np.testing.assert_array_equal(getattr(split, f"{name}_labels"), bunch.target[members])
 
 

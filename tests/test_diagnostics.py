@@ -66,7 +66,7 @@ def test_samples_under_another_name():
     assert scalar["prior"]["x0"].shape == (1, 5)
 
 
-def test_arviz_summarises_the_samples():
+def test_arviz_summarizes_the_samples():
     samples = RNG.normal(size=(500, 2))
     table = az.summary(inference.samples_to_arviz(samples), group="prior", kind="stats", round_to=6)
     np.testing.assert_allclose(table["mean"].to_numpy(float), samples.mean(axis=0), atol=1e-5)

@@ -291,10 +291,10 @@ def test_a_larger_program_adds_its_own_sites():
     assert_mean(jax.jit(losses)(jax.random.split(jax.random.key(0), 2000)), truth)
 
 
-def test_the_quantised_first_step_samples_its_levels():
+def test_the_quantized_first_step_samples_its_levels():
     levels = (-1.0, 0.0, 1.5)
     kernel = models.LevelPrediction(lambda t, x: jnp.zeros((2, 3)), levels)
-    diffusion = models.Diffusion(GAUSSIAN, kernel, first_step="quantised")
+    diffusion = models.Diffusion(GAUSSIAN, kernel, first_step="quantized")
     draws = diffusion.sample(jax.random.key(0), (50,))
     assert set(np.unique(draws)) == set(levels)
     sites = trace(seed(diffusion.model, 0)).get_trace(draws)

@@ -1,4 +1,4 @@
-"""Bits and grey levels: with the exact context, every prediction is Bayes' rule."""
+"""Bits and gray levels: with the exact context, every prediction is Bayes' rule."""
 
 import re
 
@@ -16,7 +16,7 @@ from scipy.special import log_softmax, logsumexp
 
 from nedm_ppl import inference, models
 from nedm_ppl.models.chain.schedules import FixedSchedule, erasing, log_snr_linear
-from nedm_ppl.models.reverse._discrete import quantise
+from nedm_ppl.models.reverse._discrete import quantize
 
 BETAS = [0.1, 0.3, 0.2, 1.0]
 PROBS = np.array([0.1, 0.6])
@@ -56,7 +56,7 @@ def test_bit_prediction_with_the_exact_context_is_bayes_rule(evidence):
         np.testing.assert_allclose(matrix, truth, rtol=1e-4)
 
 
-@pytest.mark.parametrize("first_step", ["learned", "quantised"])
+@pytest.mark.parametrize("first_step", ["learned", "quantized"])
 def test_independent_data_with_exact_context_leave_nothing_to_the_trajectory(first_step):
     """beta_T = 1 and exact kernels: every trajectory's weight is log p(x_0), to rounding."""
     if first_step == "learned":
@@ -70,7 +70,7 @@ def test_independent_data_with_exact_context_leave_nothing_to_the_trajectory(fir
         log_weights = np.log([[0.2, 0.3, 0.5]] * 2)
         process = models.GaussianDiffusion((2,), erasing(1))
         kernel = models.LevelPrediction(lambda t, x: jnp.asarray(log_weights), LEVELS)
-        diffusion = models.Diffusion(process, kernel, first_step="quantised")
+        diffusion = models.Diffusion(process, kernel, first_step="quantized")
         x0 = jnp.array([[-1.0, 2.0], [0.25, 0.25]])
         weights = exact.log_weights(jax.random.key(0), diffusion, x0, 4)
         np.testing.assert_allclose(weights, np.tile(np.log([0.2 * 0.5, 0.3 * 0.3]), (4, 1)), atol=2e-5)
@@ -158,8 +158,8 @@ def test_levels_broadcast_and_pass_through_jit():
 
 
 @given(st.floats(-6.0, 6.0), st.floats(0.05, 5.0))
-def test_quantise_is_the_gaussian_over_its_bins(loc, scale):
-    law = quantise(dist.Normal(jnp.float32(loc), jnp.float32(scale)), LEVELS)
+def test_quantize_is_the_gaussian_over_its_bins(loc, scale):
+    law = quantize(dist.Normal(jnp.float32(loc), jnp.float32(scale)), LEVELS)
     edges = np.array([-np.inf, -0.375, 1.125, np.inf])
     log_cdf, log_sf = stats.norm.logcdf(edges, loc, scale), stats.norm.logsf(edges, loc, scale)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -172,27 +172,27 @@ def test_quantise_is_the_gaussian_over_its_bins(loc, scale):
 
 
 @pytest.mark.parametrize("loc", [-50.0, 0.0, 50.0])
-def test_quantise_has_finite_gradients_in_the_tails(loc):
+def test_quantize_has_finite_gradients_in_the_tails(loc):
     def log_prob(loc, scale):
-        return quantise(dist.Normal(loc, scale), LEVELS).log_prob(jnp.float32(2.0))
+        return quantize(dist.Normal(loc, scale), LEVELS).log_prob(jnp.float32(2.0))
 
     value, gradient = jax.value_and_grad(log_prob, argnums=(0, 1))(jnp.float32(loc), jnp.float32(0.01))
     assert np.all(np.isfinite([value, *gradient]))
 
 
-def test_quantise_takes_plain_numbers():
+def test_quantize_takes_plain_numbers():
     """A user's kernel of one scalar coordinate, Normal(x, 0.5), holds a Python float."""
-    law = quantise(dist.Normal(jnp.float32(0.2), 0.5), LEVELS)
+    law = quantize(dist.Normal(jnp.float32(0.2), 0.5), LEVELS)
     np.testing.assert_allclose(
         law.log_prob(0.25), np.log(np.diff(stats.norm.cdf([-0.375, 1.125], 0.2, 0.5)))[0], rtol=1e-4
     )
 
 
-def test_the_quantised_first_step_integrates_the_kernel_at_t_1():
+def test_the_quantized_first_step_integrates_the_kernel_at_t_1():
     def kernel(t, x):
         return dist.Normal(0.5 * x, 0.7).to_event(1)
 
-    diffusion = models.Diffusion(REALS, kernel, first_step="quantised", levels=LEVELS)
+    diffusion = models.Diffusion(REALS, kernel, first_step="quantized", levels=LEVELS)
     x1 = jnp.array([0.4, -2.0])
     cdf = stats.norm.cdf([-np.inf, -0.375, 1.125, np.inf], 0.5 * np.asarray(x1)[:, None], 0.7)
     log_prob = diffusion.first_kernel(x1).log_prob(jnp.array([0.25, -1.0]))
@@ -216,24 +216,24 @@ def three(t, x):
             "levels must be at least two increasing values; got (1.0, 0.0).",
         ),
         (
-            lambda: models.Diffusion(REALS, laplace, first_step="quantised"),
-            "levels must be given for a quantised first step: the values a coordinate of x_0 can take.",
+            lambda: models.Diffusion(REALS, laplace, first_step="quantized"),
+            "levels must be given for a quantized first step: the values a coordinate of x_0 can take.",
         ),
         (
-            lambda: models.Diffusion(BITS, BITS.step, first_step="quantised", levels=LEVELS),
-            "first_step 'quantised' is for Gaussian chains; bits are discrete already: use 'learned'.",
+            lambda: models.Diffusion(BITS, BITS.step, first_step="quantized", levels=LEVELS),
+            "first_step 'quantized' is for Gaussian chains; bits are discrete already: use 'learned'.",
         ),
         (
-            lambda: models.Diffusion(REALS, laplace, first_step="quantised", levels=LEVELS).first_kernel(jnp.ones(2)),
-            "first_step 'quantised' integrates a Gaussian kernel at t = 1; got a Laplace.",
+            lambda: models.Diffusion(REALS, laplace, first_step="quantized", levels=LEVELS).first_kernel(jnp.ones(2)),
+            "first_step 'quantized' integrates a Gaussian kernel at t = 1; got a Laplace.",
         ),
         (
             lambda: models.Diffusion(REALS, laplace, first_step="last"),
-            "first_step must be one of fixed, learned, quantised; got 'last'.",
+            "first_step must be one of fixed, learned, quantized; got 'last'.",
         ),
         (
             lambda: models.Diffusion(REALS, models.BitPrediction(three)),
-            "BitPrediction needs a BernoulliDiffusion; got a GaussianDiffusion. For real data use DataPrediction, for grey "
+            "BitPrediction needs a BernoulliDiffusion; got a GaussianDiffusion. For real data use DataPrediction, for gray "
             "levels LevelPrediction.",
         ),
         (
@@ -289,13 +289,13 @@ def test_a_flip_rate_of_a_single_bit():
 @pytest.mark.parametrize(
     "kind", [models.DataPrediction, models.NoisePrediction, models.VelocityPrediction, models.DriftVariance]
 )
-def test_a_quantised_first_step_is_a_probability_over_levels_whatever_the_parameterisation(kind):
+def test_a_quantized_first_step_is_a_probability_over_levels_whatever_the_parameterization(kind):
     """The kernel at t = 1 over the levels' bins: it sums to 1, is drawn on them, and K is a bound on a probability."""
 
     def network(t, x):
         return jnp.stack([0.8 * jnp.sin(x), 0.3 * x - 3.0])
 
-    diffusion = models.Diffusion(REALS, kind(network), first_step="quantised", levels=LEVELS)
+    diffusion = models.Diffusion(REALS, kind(network), first_step="quantized", levels=LEVELS)
     x1 = jnp.array([[0.3, -1.0], [2.0, 0.25]])
     law, kernel = diffusion.first_kernel(x1), diffusion.kernel(1, x1)
     words = jnp.asarray([[a, b] for a in LEVELS for b in LEVELS])
@@ -312,14 +312,14 @@ def test_a_quantised_first_step_is_a_probability_over_levels_whatever_the_parame
     assert np.all(by_datum.mean(axis=0) < STANDARD_ERRORS * standard_error(by_datum))
 
 
-def test_the_null_of_a_quantised_model_is_the_noise_laws_probability_of_the_levels():
+def test_the_null_of_a_quantized_model_is_the_noise_laws_probability_of_the_levels():
     levels = (-1.0, 0.0, 1.5)
     process = models.GaussianDiffusion((2,), log_snr_linear(4))
-    quantised = models.Diffusion(process, process.step, first_step="quantised", levels=levels)
+    quantized = models.Diffusion(process, process.step, first_step="quantized", levels=levels)
     edges = stats.norm.cdf([-np.inf, -0.5, 0.75, np.inf])
     expected = np.log(np.diff(edges))[[0, 2]].sum()
-    np.testing.assert_allclose(quantised.null_log_prob(jnp.array([[-1.0, 1.5]])), [expected], rtol=1e-5)
+    np.testing.assert_allclose(quantized.null_log_prob(jnp.array([[-1.0, 1.5]])), [expected], rtol=1e-5)
     with pytest.raises(
-        ValueError, match="x0 must take the 3 grey levels of the quantised first step; datum 1 has other"
+        ValueError, match="x0 must take the 3 gray levels of the quantized first step; datum 1 has other"
     ):
-        quantised.check_data(np.array([[-1.0, 1.5], [-1.0, 0.3]]))
+        quantized.check_data(np.array([[-1.0, 1.5], [-1.0, 0.3]]))

@@ -45,7 +45,7 @@ def other_families(x):
 @pytest.mark.cases(3)
 @pytest.mark.parametrize("part", [looks, masked, rows, other_families])
 @pytest.mark.parametrize("as_rows", [False, True])
-def test_the_guide_of_what_is_recognised_is_the_density(part, as_rows, x64):
+def test_the_guide_of_what_is_recognized_is_the_density(part, as_rows, x64):
     def program():
         part(numpyro.sample("x", MODEL.prior()))
 

@@ -111,11 +111,11 @@ def test_a_fixed_first_step_starts_at_the_second_kernel():
     assert np.max(np.abs(fixed.flow().log_prob(X) - log_density(X))) < 1e-3
 
 
-def test_a_quantised_first_step_gives_the_density_with_the_first_steps_noise():
-    quantised = chain(first_step="quantised", levels=(-1.0, 0.0, 1.0))
-    schedule = quantised.process.schedule
+def test_a_quantized_first_step_gives_the_density_with_the_first_steps_noise():
+    quantized = chain(first_step="quantized", levels=(-1.0, 0.0, 1.0))
+    schedule = quantized.process.schedule
     noise = float(schedule.one_minus_alpha_bar[1] / schedule.alpha_bar[1])
-    assert np.max(np.abs(quantised.flow().log_prob(X) - log_density(X, noise))) < 1e-3
+    assert np.max(np.abs(quantized.flow().log_prob(X) - log_density(X, noise))) < 1e-3
     assert np.max(np.abs(log_density(X, noise) - log_density(X))) > 1e-3  # the noise is seen
 
 

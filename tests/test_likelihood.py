@@ -61,8 +61,8 @@ def correlated(t, x):
 MODELS = {
     "gaussian fixed": models.Diffusion(GAUSSIAN, models.DriftVariance(waves)),
     "gaussian learned": models.Diffusion(GAUSSIAN, models.DataPrediction(waves), first_step="learned"),
-    "gaussian quantised": models.Diffusion(
-        GAUSSIAN, models.LevelPrediction(level_waves, LEVELS), first_step="quantised"
+    "gaussian quantized": models.Diffusion(
+        GAUSSIAN, models.LevelPrediction(level_waves, LEVELS), first_step="quantized"
     ),
     "gaussian mixture": models.Diffusion(GAUSSIAN, mixture, first_step="learned"),
     "gaussian correlated": models.Diffusion(GAUSSIAN, correlated),
@@ -173,7 +173,7 @@ def test_gaussian_data_with_the_exact_linear_reverse(betas):
 
 def test_grey_levels_have_probabilities_that_sum_to_one():
     x0 = np.stack(np.meshgrid(LEVELS, LEVELS), axis=-1)
-    result = marginal_log_likelihood(jax.random.key(5), MODELS["gaussian quantised"], x0, num_trajectories=4000)
+    result = marginal_log_likelihood(jax.random.key(5), MODELS["gaussian quantized"], x0, num_trajectories=4000)
     probability = np.exp(result.log_prob)
     assert abs(probability.sum() - 1.0) < 4.0 * np.sqrt(np.sum(np.square(probability * result.se)))
 
@@ -252,7 +252,7 @@ def test_digits_over_two_thousand_steps(family, allowed, gain):
 
 
 @pytest.mark.cases(1)
-@pytest.mark.parametrize("name", ["gaussian fixed", "gaussian quantised", "bernoulli learned"])
+@pytest.mark.parametrize("name", ["gaussian fixed", "gaussian quantized", "bernoulli learned"])
 def test_memory_and_batches_change_rounding_alone(name):
     diffusion, x0 = MODELS[name], np.tile(data_of(name), (5, 1))
 
@@ -604,10 +604,10 @@ def test_an_elpd_needs_finite_numbers():
         ("gaussian fixed", np.zeros((0, 2)), {}, "x0 must hold at least one datum"),
         ("bernoulli fixed", [[0.0, 1.0, 0.5]], {}, "x0 must be binary, 0 or 1"),
         (
-            "gaussian quantised",
+            "gaussian quantized",
             [[0.0, 0.3]],
             {},
-            "x0 must take the 3 grey levels of the quantised first step; datum 0",
+            "x0 must take the 3 gray levels of the quantized first step; datum 0",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Mixtures of independent bits: enumeration, exact context at every noise, and expectation-maximisation."""
+"""Mixtures of independent bits: enumeration, exact context at every noise, and expectation-maximization."""
 
 import exact
 import jax

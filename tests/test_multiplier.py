@@ -1,4 +1,4 @@
-"""Every multiplier against brute force: products normalised on grids and over states, and their normalisers."""
+"""Every multiplier against brute force: products normalized on grids and over states, and their normalizers."""
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +51,8 @@ GAUSSIAN = {
 @pytest.mark.parametrize("name", GAUSSIAN)
 def test_a_normal_law_times_a_gaussian_observation(name, power):
     r = as_multiplier(GAUSSIAN[name])
-    unnormalised = np.asarray(NORMAL.log_prob(PLANE) + power * jax.vmap(r.log_r)(PLANE), np.float64)
-    law = np.exp(unnormalised) / np.exp(unnormalised).sum()
+    unnormalized = np.asarray(NORMAL.log_prob(PLANE) + power * jax.vmap(r.log_r)(PLANE), np.float64)
+    law = np.exp(unnormalized) / np.exp(unnormalized).sum()
     product = tilt(NORMAL, r, LOC, power).law
     np.testing.assert_allclose(np.exp(product.log_prob(PLANE)) * CELL, law, atol=2e-6)
     np.testing.assert_allclose(product.mean, law @ np.asarray(PLANE), atol=1e-4)
@@ -60,7 +60,7 @@ def test_a_normal_law_times_a_gaussian_observation(name, power):
         product.variance, law @ np.square(np.asarray(PLANE) - np.asarray(product.mean)), rtol=1e-4
     )
     if power == 1.0:
-        np.testing.assert_allclose(r.log_mean(NORMAL), np.log(np.exp(unnormalised).sum() * CELL), atol=1e-4)
+        np.testing.assert_allclose(r.log_mean(NORMAL), np.log(np.exp(unnormalized).sum() * CELL), atol=1e-4)
 
 
 def test_draws_of_a_linear_observation_have_its_moments():
@@ -91,7 +91,7 @@ DISCRETE = {
 @pytest.mark.cases(5)
 @pytest.mark.parametrize("power", [1.0, 0.3])
 @pytest.mark.parametrize("name", DISCRETE)
-def test_a_discrete_law_times_what_factorises(name, power):
+def test_a_discrete_law_times_what_factorizes(name, power):
     law, r, values = DISCRETE[name]
     values = np.array([[a, b] for a in GREYS for b in GREYS]) if values is None else values
     r = as_multiplier(r)

@@ -69,7 +69,7 @@ def test_the_readout_of_step_t_is_row_t_minus_1():
         np.testing.assert_allclose(readout(t, h), readout.weight[t - 1] @ h + readout.bias[t - 1], rtol=1e-6)
 
 
-def test_radial_basis_functions_are_normalised():
+def test_radial_basis_functions_are_normalized():
     network = awake(BUILDERS["RBF"]((2,), (1,)))
     weight = jnp.zeros_like(network.readout.weight).at[:].set(1.0)
     ones = eqx.tree_at(lambda n: (n.readout.weight, n.readout.bias), network, (weight, jnp.zeros((NUM_STEPS, 1))))

@@ -92,8 +92,8 @@ def test_linear_gaussian_posteriors_and_evidence_are_exact(instances, which):
         weights = np.exp(log_weights[i])
         first = np.einsum("rn,rnd->rd", weights, x[i])
         assert_mean(z[:, None] * (first - mean), 0.0)
-        centred = x[i] - mean
-        second = np.einsum("rn,rnd,rne->rde", weights, centred, centred) - cov
+        centered = x[i] - mean
+        second = np.einsum("rn,rnd,rne->rde", weights, centered, centered) - cov
         assert_mean(z[:, None, None] * second, 0.0)
 
 
@@ -386,7 +386,7 @@ def test_a_program_that_is_not_gaussian_against_a_grid():
 
 
 @pytest.mark.long
-def test_a_product_over_coordinates_is_recognised_and_exact(enumerated):
+def test_a_product_over_coordinates_is_recognized_and_exact(enumerated):
     diffusion, _, _ = enumerated
     order = jnp.array([6, 0, 3, 3])  # a coordinate seen twice, and four not at all
 

@@ -98,19 +98,19 @@ def test_both_forms_are_one_density_up_to_the_scales_of_the_steps():
         law = diffusion.kernel(t, jnp.asarray(states[0]))
         states.insert(0, np.asarray(law.loc + law.scale_tril @ noise[t - 1]))
     values = {"x": states[0], "x_path": np.stack(states[1:])}
-    centred, _ = log_density(lambda: models.sample_path("x", diffusion, centred=True), (), {}, values)
+    centered, _ = log_density(lambda: models.sample_path("x", diffusion, centered=True), (), {}, values)
     np.testing.assert_allclose(sites["x"]["value"], states[0], rtol=1e-5)
     volume = 0.5 * np.linalg.slogdet(np.asarray(diffusion.reverse.function.linear.cov))[1].sum()
-    np.testing.assert_allclose(centred, joint - volume, rtol=1e-5)
+    np.testing.assert_allclose(centered, joint - volume, rtol=1e-5)
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_plates_and_contexts_of_every_row(centred):
+@pytest.mark.parametrize("centered", [False, True])
+def test_plates_and_contexts_of_every_row(centered):
     diffusion, contexts = linear(), np.array([[-1.0], [0.0], [2.0]])
 
     def program():
         with numpyro.plate("rows", 3):
-            models.sample_path("x", diffusion.given(contexts), centred=centred)
+            models.sample_path("x", diffusion.given(contexts), centered=centered)
 
     draws = np.asarray(Predictive(program, num_samples=2000, parallel=True)(KEY)["x"])
     assert draws.shape == (2000, 3, 2)
@@ -140,11 +140,11 @@ def double():
 def route(name, diffusion):
     if name == "flow":
         return numpyro.sample("x", diffusion.flow(rtol=1e-10, atol=1e-10))
-    return models.sample_path("x", diffusion, centred=name == "centred")
+    return models.sample_path("x", diffusion, centered=name == "centered")
 
 
 @pytest.mark.cases(1)
-@pytest.mark.parametrize("name", ["flow", "centred", "noise"])
+@pytest.mark.parametrize("name", ["flow", "centered", "noise"])
 def test_gradients_upstream_match_finite_differences(double, name):
     process = models.GaussianDiffusion((2,), log_snr_linear(4))
     diffusion = models.Diffusion(
@@ -176,10 +176,10 @@ def test_gradients_upstream_match_finite_differences(double, name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("centred", [False, True])
-def test_nuts_on_the_path_has_the_exact_posterior_of_what_is_up_and_down_stream(centred):
+@pytest.mark.parametrize("centered", [False, True])
+def test_nuts_on_the_path_has_the_exact_posterior_of_what_is_up_and_down_stream(centered):
     diffusion = linear()
-    program = hierarchy(lambda mu: models.sample_path("x", diffusion.given(mu), centred=centred))
+    program = hierarchy(lambda mu: models.sample_path("x", diffusion.given(mu), centered=centered))
     mcmc = MCMC(
         NUTS(program), num_warmup=300, num_samples=1000, num_chains=2, chain_method="vectorized", progress_bar=False
     )
@@ -195,7 +195,7 @@ def test_nuts_on_the_path_has_the_exact_posterior_of_what_is_up_and_down_stream(
 
 
 @pytest.mark.long
-def test_an_autoguide_through_the_flow_non_centred():
+def test_an_autoguide_through_the_flow_non_centered():
     """The flow of a linear chain is affine, and so the posterior of its noise Gaussian: a full-rank guide can be exact."""
     diffusion = linear(schedule=log_snr_linear(8))
     program = hierarchy(lambda mu: numpyro.sample("x", diffusion.given(mu).flow(rtol=1e-3, atol=1e-3)))
@@ -210,7 +210,7 @@ def test_an_autoguide_through_the_flow_non_centred():
     design = np.concatenate([maps[1][:1] - maps[0][:1], maps[0][1:] - maps[0][0]]).T
     posterior = np.linalg.inv(np.eye(3) + design.T @ design / NOISE**2)
     mean = posterior @ design.T @ (Y - maps[0][0]) / NOISE**2
-    # Not a sampler: the guide's own optimisation error, a tenth of a standard deviation, is the scale here.
+    # Not a sampler: the guide's own optimization error, a tenth of a standard deviation, is the scale here.
     np.testing.assert_allclose((found.mean - mean) / np.sqrt(np.diag(posterior)), 0.0, atol=0.2)
     np.testing.assert_allclose(found.covariance_matrix, posterior, atol=0.1)
 
@@ -222,11 +222,11 @@ BITS = models.BernoulliDiffusion((2,), erasing(3), rate=0.5)
 PROCESS = models.GaussianDiffusion((2,), FixedSchedule(BETAS))
 
 
-def grey(t, x):
+def gray(t, x):
     return models.Levels(jnp.zeros((*x.shape, 2)), LEVELS).to_event(1)
 
 
-@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize(
     ("diffusion", "messages"),
     [
@@ -235,20 +235,20 @@ def grey(t, x):
             ["must be of a Gaussian chain for sample_path; got a BernoulliDiffusion"] * 2,
         ),
         (
-            models.Diffusion(PROCESS, PROCESS.step, first_step="quantised", levels=LEVELS),
-            ["got 'quantised', a categorical"] * 2,
+            models.Diffusion(PROCESS, PROCESS.step, first_step="quantized", levels=LEVELS),
+            ["got 'quantized', a categorical"] * 2,
         ),
         (
-            models.Diffusion(PROCESS, grey, first_step="learned"),
+            models.Diffusion(PROCESS, gray, first_step="learned"),
             [
                 "kernels to be driven by noise; got a Levels",
                 "must end in a density for sample_path; got a Levels at t = 1",
             ],
         ),
     ],
-    ids=["bits", "quantised", "categorical"],
+    ids=["bits", "quantized", "categorical"],
 )
-def test_what_has_no_gaussian_path_is_refused_by_name(diffusion, messages, centred):
-    program = numpyro.handlers.seed(lambda: models.sample_path("x", diffusion, centred=centred), KEY)
-    with pytest.raises(ValueError, match=re.escape(messages[centred])):
+def test_what_has_no_gaussian_path_is_refused_by_name(diffusion, messages, centered):
+    program = numpyro.handlers.seed(lambda: models.sample_path("x", diffusion, centered=centered), KEY)
+    with pytest.raises(ValueError, match=re.escape(messages[centered])):
         program()

@@ -108,8 +108,8 @@ def test_every_moment_of_a_conjugate_hierarchy(posterior):
     samples = mcmc.get_samples(group_by_chain=True)
     names = ("a", "offset", "b", "z")
     draws = np.concatenate([np.asarray(samples[n], np.float64).reshape(2, NUM_SAMPLES, -1) for n in names], axis=-1)
-    centred = draws - mean
-    second = centred[..., :, None] * centred[..., None, :]
+    centered = draws - mean
+    second = centered[..., :, None] * centered[..., None, :]
     upper = np.triu_indices(len(mean))
     moments = np.concatenate([draws, second[..., upper[0], upper[1]]], axis=-1)
     truth = np.concatenate([mean, cov[upper]])
@@ -191,10 +191,10 @@ def test_geweke_on_a_gaussian_chain():
     latent = np.zeros((3, 3))
     latent[:2, :2], latent[2, 2] = cov, 0.25
     spread = to_joint @ latent @ to_joint.T + np.diag([0, 0, 0, 0.36, 0.36])
-    centre = to_joint @ np.append(mean, 0.0)
-    assert_mean(joint, centre)
-    centred = joint - centre
-    assert_mean(centred[:, :, None] * centred[:, None, :], spread)
+    center = to_joint @ np.append(mean, 0.0)
+    assert_mean(joint, center)
+    centered = joint - center
+    assert_mean(centered[:, :, None] * centered[:, None, :], spread)
 
 
 def test_geweke_on_enumerated_bits():

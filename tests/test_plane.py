@@ -1,4 +1,4 @@
-"""Seven densities of the plane and their Gray code: normalised, what is drawn, and the bits of neighbours."""
+"""Seven densities of the plane and their Gray code: normalized, what is drawn, and the bits of neighbors."""
 
 import math
 
@@ -77,7 +77,7 @@ def test_coding_is_a_round_trip_to_half_a_cell():
     np.testing.assert_array_equal(data.gray_encode(data.gray_decode(words, scale), scale), words)
 
 
-def test_neighbouring_cells_differ_in_one_bit_and_plain_binary_does_not():
+def test_neighboring_cells_differ_in_one_bit_and_plain_binary_does_not():
     cells = np.arange(-(2**15), 2**15) + 0.5
     words = data.gray_encode(cells[:, None], 1.0).astype(int)
     np.testing.assert_array_equal(np.abs(np.diff(words, axis=0)).sum(axis=1), 1)

@@ -81,10 +81,10 @@ def test_swiss_roll_figure_of_no_drift(new_axes):
 def test_plane_figure(new_axes):
     samples, data = RNG.normal(size=(50, 2)), np.array([[-2.0, 1.0], [0.5, 1.5]])
     axes = plotting.plane_figure(samples, data, new_axes(1, 2))
-    for ax, points, colour in zip(axes, (samples, data), (plotting.REVERSE, plotting.TRUTH), strict=True):
+    for ax, points, color in zip(axes, (samples, data), (plotting.REVERSE, plotting.TRUTH), strict=True):
         (drawn,) = ax.collections
         np.testing.assert_array_equal(drawn.get_offsets(), points)
-        assert to_hex(drawn.get_facecolor()[0]).upper() == colour
+        assert to_hex(drawn.get_facecolor()[0]).upper() == color
     assert {(ax.get_xlim(), ax.get_ylim(), ax.get_aspect()) for ax in axes} == {((-2.2, 2.2), (-2.2, 2.2), 1.0)}
     assert [ax.get_title() for ax in axes] == ["model, 50 points", "data, 2 points"]
 

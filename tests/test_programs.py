@@ -121,7 +121,7 @@ def test_a_scale_round_an_observation_is_a_power_of_it():
     posterior.run(jax.random.key(0))
     assert_close(posterior.log_evidence.mean, posterior.log_evidence.se, log_z)
     assert_close(posterior.mean.mean, posterior.mean.se, mean)
-    # Recognised in spite of the scale: a normal observation with a third of the variance leaves next to no spread.
+    # Recognized in spite of the scale: a normal observation with a third of the variance leaves next to no spread.
     assert posterior.log_evidence.se < 2e-3
 
 

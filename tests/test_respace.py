@@ -27,7 +27,7 @@ DIFFUSIONS = {
     "velocity": lambda: models.Diffusion(GAUSSIAN, models.VelocityPrediction(residual()), first_step="learned"),
     "learned rates": lambda: models.Diffusion(LEARNED, models.VelocityPrediction(residual())),
     "levels": lambda: models.Diffusion(
-        GAUSSIAN, models.LevelPrediction(residual((DIM, 3)), LEVELS), first_step="quantised"
+        GAUSSIAN, models.LevelPrediction(residual((DIM, 3)), LEVELS), first_step="quantized"
     ),
     "bits": lambda: models.Diffusion(BITS, models.BitPrediction(residual((DIM,))), first_step="learned"),
 }
@@ -81,7 +81,7 @@ def test_exact_kernels_stay_exact_over_longer_steps(spacing):
 
 def test_spacing_by_log_snr_is_even_in_it(x64):
     """Of a chain that spends most of its steps at high signal, the coarse one takes few of those."""
-    process = models.GaussianDiffusion((1,), models.schedules.log_snr_logistic(200, start=9.0, end=-5.0, centre=6.0))
+    process = models.GaussianDiffusion((1,), models.schedules.log_snr_logistic(200, start=9.0, end=-5.0, center=6.0))
     silent = models.Diffusion(process, models.VelocityPrediction(lambda t, x: jnp.zeros((2, 1))), first_step="learned")
     coarse, by_index = (respace(silent, 8, spacing=spacing).process.schedule for spacing in ("log_snr", "index"))
     even, uneven = (np.abs(np.diff(schedule.log_snr)) for schedule in (coarse, by_index))

@@ -1,4 +1,4 @@
-"""Gaussian parameterisations: the paper's equations 64 and 65, predictions of x_0 and of the noise, exact where the truth is."""
+"""Gaussian parameterizations: the paper's equations 64 and 65, predictions of x_0 and of the noise, exact where the truth is."""
 
 import re
 

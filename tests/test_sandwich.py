@@ -85,7 +85,7 @@ def test_grey_levels():
     levels = (-1.0, 0.0, 1.5)
     process = models.GaussianDiffusion((2,), FixedSchedule((0.1, 0.3, 0.2, 0.5)))
     reverse = models.LevelPrediction(lambda t, x: jnp.stack([jnp.sin(x), x[::-1], 0.1 * t + 0.0 * x], axis=-1), levels)
-    diffusion = models.Diffusion(process, reverse, first_step="quantised")
+    diffusion = models.Diffusion(process, reverse, first_step="quantized")
     result = inference.sandwich(jax.random.key(3), diffusion, 2000, num_trajectories=32)
     assert set(np.unique(result.x0)) == set(np.float32(levels))
     assert result.gap.mean > -4.0 * result.gap.se

@@ -118,7 +118,7 @@ def test_log_snr_linear_of_one_step_ends_where_it_should():
 
 
 def test_log_snr_logistic_is_a_quantile_function(x64):
-    schedule = log_snr_logistic(9, start=5.0, end=-4.0, centre=2.0, scale=1.5)
+    schedule = log_snr_logistic(9, start=5.0, end=-4.0, center=2.0, scale=1.5)
     share = 1.0 / (1.0 + np.exp(-(np.asarray(schedule.log_snr) - 2.0) / 1.5))
     np.testing.assert_allclose(np.diff(share), (share[-1] - share[0]) / 8, rtol=1e-9)
     np.testing.assert_allclose(schedule.log_snr[jnp.array([0, -1])], [5.0, -4.0], rtol=1e-9)
@@ -143,7 +143,7 @@ def test_steps_from_losses_where_nothing_is_left(x64):
 @pytest.mark.parametrize("num_steps", [2, 40, LONG])
 def test_log_snr_logistic_is_the_logistic_quantile_function(num_steps):
     """The shares of the steps above a ratio are those of a logistic law, cut at the two ends."""
-    schedule = log_snr_logistic(num_steps, start=5.0, end=-3.0, centre=2.0, scale=1.2)
+    schedule = log_snr_logistic(num_steps, start=5.0, end=-3.0, center=2.0, scale=1.2)
     law = stats.logistic(2.0, 1.2)
     shares = law.cdf(np.asarray(schedule.log_snr, np.float64))
     np.testing.assert_allclose(shares, np.linspace(law.cdf(5.0), law.cdf(-3.0), num_steps), atol=2e-5)

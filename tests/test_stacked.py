@@ -52,7 +52,7 @@ def blind(t, x):
 
 
 def levels(**options):
-    return models.Diffusion(GAUSSIAN, models.LevelPrediction(thrice, LEVELS, **options), first_step="quantised")
+    return models.Diffusion(GAUSSIAN, models.LevelPrediction(thrice, LEVELS, **options), first_step="quantized")
 
 
 def bits(**options):
@@ -65,11 +65,11 @@ DIFFUSIONS = {
     "noise": models.Diffusion(GAUSSIAN, models.NoisePrediction(twice)),
     "velocity": models.Diffusion(GAUSSIAN, models.VelocityPrediction(twice), first_step="learned"),
     "velocity, learned rates": models.Diffusion(LEARNED, models.VelocityPrediction(twice), first_step="learned"),
-    "velocity, quantised": models.Diffusion(
-        GAUSSIAN, models.VelocityPrediction(twice), first_step="quantised", levels=LEVELS
+    "velocity, quantized": models.Diffusion(
+        GAUSSIAN, models.VelocityPrediction(twice), first_step="quantized", levels=LEVELS
     ),
-    "drift and variance, quantised": models.Diffusion(
-        GAUSSIAN, models.DriftVariance(twice), first_step="quantised", levels=LEVELS
+    "drift and variance, quantized": models.Diffusion(
+        GAUSSIAN, models.DriftVariance(twice), first_step="quantized", levels=LEVELS
     ),
     "levels": levels(),
     "levels, no evidence": levels(evidence=False),

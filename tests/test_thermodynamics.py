@@ -29,10 +29,10 @@ def noise_model(num_steps: int = 6) -> models.Diffusion:
 
 @pytest.fixture(scope="module")
 def of_bits():
-    return summarised(bits(), states(2), num_particles=2000)
+    return summarized(bits(), states(2), num_particles=2000)
 
 
-def summarised(diffusion: models.Diffusion, x0, num_particles: int = 32, num_times: int | None = None):
+def summarized(diffusion: models.Diffusion, x0, num_particles: int = 32, num_times: int | None = None):
     terms = inference.evaluate(jax.random.key(0), diffusion, x0, num_times=num_times)
     likelihood = inference.marginal_log_likelihood(jax.random.key(1), diffusion, x0, num_trajectories=num_particles)
     return inference.Thermodynamics.of(diffusion, x0, terms, likelihood), terms, likelihood
@@ -69,7 +69,7 @@ def test_sampled_work_agrees_with_enumeration(of_bits):
 
 def test_a_chain_that_is_its_own_reversal_dissipates_nothing():
     diffusion, x0 = noise_model(), np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    result, _, _ = summarised(diffusion, x0)
+    result, _, _ = summarized(diffusion, x0)
     null = -np.asarray(diffusion.null_log_prob(x0))
     np.testing.assert_allclose(result.work.work, np.broadcast_to(null, (32, 5)), atol=2e-5)
     np.testing.assert_allclose(result.work.dissipated, 0.0, atol=2e-5)

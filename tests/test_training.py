@@ -88,12 +88,12 @@ def test_the_average_of_the_weights_is_returned_and_decay_zero_returns_the_last(
 def test_the_average_over_several_steps_forgets_by_its_own_rates():
     data = correlated(200)
     last = [
-        fit(data, num_updates=n, average_decay=0.0, optimiser=optax.sgd(0.1), log_every=1).diffusion for n in (1, 2, 3)
+        fit(data, num_updates=n, average_decay=0.0, optimizer=optax.sgd(0.1), log_every=1).diffusion for n in (1, 2, 3)
     ]
     expected = leaves(small_model())
     for rate, model in zip((1.0 - 1.0 / 10.0, 1.0 - 2.0 / 11.0, 1.0 - 3.0 / 12.0), last, strict=True):
         expected = [a + rate * (p - a) for a, p in zip(expected, leaves(model), strict=True)]
-    averaged = fit(data, num_updates=3, average_decay=0.999, optimiser=optax.sgd(0.1), log_every=1).diffusion
+    averaged = fit(data, num_updates=3, average_decay=0.999, optimizer=optax.sgd(0.1), log_every=1).diffusion
     for found, wanted in zip(leaves(averaged), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
@@ -125,7 +125,7 @@ def test_every_datum_is_seen_once_an_epoch_and_a_resumed_stream_is_the_same_stre
 
 
 def test_augmentation_is_fresh_noise_for_every_minibatch():
-    noise = inference.dequantise(0.5)
+    noise = inference.dequantize(0.5)
     batch = jnp.zeros((1000, 2))
     drawn = noise(KEY, batch)
     assert float(drawn.min()) >= -0.25 and float(drawn.max()) <= 0.25
@@ -134,7 +134,7 @@ def test_augmentation_is_fresh_noise_for_every_minibatch():
     data = np.zeros((64, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain, noisy = fit(data), fit(data, augment=inference.dequantise(3.4))
+        plain, noisy = fit(data), fit(data, augment=inference.dequantize(3.4))
     assert noisy.history["bound"][0] < plain.history["bound"][0] - 0.1
 
 
@@ -147,7 +147,7 @@ def test_early_stopping_returns_the_best_average_on_the_validation_part():
         validation=data[32:],
         evaluate_every=20,
         patience=3,
-        optimiser=rate,
+        optimizer=rate,
         average_decay=0.5,
     )
     bounds = fitted.history["validation_bound"]
@@ -163,7 +163,7 @@ def test_a_learned_schedule_ends_better_than_a_start_that_is_not_the_best():
     start = models.schedules.erasing(8, first_rate=0.05, last_rate=0.5)
     learned = models.GaussianDiffusion((2,), models.schedules.LearnedSchedule(start))
     diffusion = models.Diffusion(learned, models.DriftVariance(lambda t, x: jnp.zeros((2, 2))))
-    fitted = fit(data, diffusion, num_updates=400, batch_size=256, optimiser=optax.adam(0.02), log_every=100)
+    fitted = fit(data, diffusion, num_updates=400, batch_size=256, optimizer=optax.adam(0.02), log_every=100)
     before, after = (inference.evaluate(KEY, d, data).total for d in (diffusion, fitted.diffusion))
     gain = inference.estimate(after - before)
     assert gain.mean > 4 * gain.se
@@ -175,7 +175,7 @@ def test_a_learned_schedule_ends_better_than_a_start_that_is_not_the_best():
     "options",
     [
         {"num_updates": 120, "evaluate_every": 40},
-        {"num_updates": 110, "evaluate_every": 30, "patience": 1, "optimiser": optax.adam(0.05)},
+        {"num_updates": 110, "evaluate_every": 30, "patience": 1, "optimizer": optax.adam(0.05)},
     ],
     ids=["whole chunks", "early stop, a last chunk in part"],
 )
@@ -242,7 +242,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_returned(tmp_path):
     """The last loss of a chunk is finite, and its update is not."""
     rate = optax.sgd(lambda step: jnp.where(step < 39, 1e-3, jnp.nan))
     with pytest.raises(inference.NonFiniteLossError, match="the weights were no longer finite at step 40"):
-        fit(correlated(100), num_updates=40, optimiser=rate, checkpoint=tmp_path / "run", checkpoint_every=20)
+        fit(correlated(100), num_updates=40, optimizer=rate, checkpoint=tmp_path / "run", checkpoint_every=20)
     assert [path.name for path in (tmp_path / "run" / "steps").glob("[0-9]*")] == ["20"]
 
 
@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(tmp_p
 
     rate = optax.sgd(lambda step: jnp.where(step < 50, 1e-3, jnp.nan))
     with pytest.raises(inference.NonFiniteLossError, match=r"loss was nan at step 52.*last checkpoint in .* is intact"):
-        fit(data, num_updates=2000, optimiser=rate, checkpoint=tmp_path / "run", checkpoint_every=20)
+        fit(data, num_updates=2000, optimizer=rate, checkpoint=tmp_path / "run", checkpoint_every=20)
     kept = sorted(int(path.name) for path in (tmp_path / "run" / "steps").glob("[0-9]*"))
     assert kept == [20, 40]
 
@@ -323,8 +323,8 @@ def test_checkpoints_in_use_damaged_or_foreign_are_refused(tmp_path):
         inference.CheckpointError, match=r"objective 'TrajectoryBound\(.*num_times=1.*and not .*num_times=2"
     ):
         fit(data, objective=inference.TrajectoryBound(2), checkpoint=folder, resume=True, **options)
-    with pytest.raises(inference.CheckpointError, match="another model or optimiser"):
-        fit(data, small_model(), checkpoint=folder, resume=True, optimiser=optax.sgd(0.1), **options)
+    with pytest.raises(inference.CheckpointError, match="another model or optimizer"):
+        fit(data, small_model(), checkpoint=folder, resume=True, optimizer=optax.sgd(0.1), **options)
 
     foreign = tmp_path / "foreign"
     foreign.mkdir()

@@ -2,7 +2,7 @@ r"""Points of the plane as words of 32 bits, in Gray code.
 
 A coordinate x becomes a sign bit, 1 where x < 0, and the 15-bit reflected Gray code $n \oplus \lfloor n/2 \rfloor$ of
 $n = \lfloor |x|\, s \rfloor$, most significant bit first; the word of the first coordinate stands before that of the second.
-Neighbouring integers differ in one bit, those on either side of zero in the sign alone. Every cell has the area $1/s^2$, so
+Neighboring integers differ in one bit, those on either side of zero in the sign alone. Every cell has the area $1/s^2$, so
 that the probability of a word is $p(x) / s^2$ up to the curvature of the density over a cell, and the entropy is
 $h + 2 \log s$ with h the differential entropy.
 
@@ -65,7 +65,7 @@ def gray_encode(x: ArrayLike, scale: float) -> np.ndarray:
 
 
 def gray_decode(bits: ArrayLike, scale: float) -> np.ndarray:
-    """The centres of the cells that bits name: the inverse of `gray_encode`, to half a cell.
+    """The centers of the cells that bits name: the inverse of `gray_encode`, to half a cell.
 
     Args:
         bits: 0 or 1, shape (*batch, 16 d).
@@ -107,9 +107,9 @@ def gray_code_log_prob(x: ArrayLike, name: str) -> np.ndarray:
 
 
 def gray_word_log_prob(bits: ArrayLike, name: str) -> np.ndarray:
-    r"""Log probability of 32-bit words, $\log p(x) - 2 \log s$ with x the centre of the word's cell.
+    r"""Log probability of 32-bit words, $\log p(x) - 2 \log s$ with x the center of the word's cell.
 
-    The density at the centre is its average over the cell up to its curvature there, 1e-6 nats. Where the centre lies off the
+    The density at the center is its average over the cell up to its curvature there, 1e-6 nats. Where the center lies off the
     checkerboard, the largest value at a corner: a cell that an edge cuts counts as whole.
 
     Args:
@@ -120,11 +120,11 @@ def gray_word_log_prob(bits: ArrayLike, name: str) -> np.ndarray:
         Nats, float64, shape (*batch,).
     """
     scale = int_scale(name)
-    centre = gray_decode(bits, scale)
-    log_prob = gray_code_log_prob(centre, name)
+    center = gray_decode(bits, scale)
+    log_prob = gray_code_log_prob(center, name)
     outside = np.isneginf(log_prob)
     corners = np.array([(-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0)]) * 0.499 / scale
-    at_corners = gray_code_log_prob(centre[outside][..., None, :] + corners, name)
+    at_corners = gray_code_log_prob(center[outside][..., None, :] + corners, name)
     log_prob[outside] = at_corners.max(axis=-1)
     return log_prob
 

@@ -22,7 +22,7 @@ def heartbeat(rng: np.random.Generator | int, num_data: int) -> np.ndarray:
         num_data: Number of sequences, at least 1.
 
     Returns:
-        0 or 1 as float32, shape (num_data, 20); the mean of every sequence is 0.2. Bits are not standardised.
+        0 or 1 as float32, shape (num_data, 20); the mean of every sequence is 0.2. Bits are not standardized.
 
     Raises:
         ValueError: `rng` is neither a generator nor a seed, or num_data < 1.

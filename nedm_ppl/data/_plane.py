@@ -6,7 +6,7 @@ et al., FFJORD, 2019, appendix B; draws of one random state are the same draws),
 | name | definition |
 |---|---|
 | `2spirals` | $\pm\big((-k \cos k + u_1/2,\ k \sin k + u_2/2)/3\big) + 0.1\,\epsilon$, the sign even, $k = 3\pi\sqrt{u}$ |
-| `8gaussians` | eight centres at radius 4 and standard deviation 0.5, over 1.414 |
+| `8gaussians` | eight centers at radius 4 and standard deviation 0.5, over 1.414 |
 | `circles` | radii 3 and 1.5, half each, $+\, 0.24\,\epsilon$ |
 | `moons` | two half circles of radius 2, the second upside down and displaced by (2, 1), less (1, 0.2), $+\, 0.2\,\epsilon$ |
 | `pinwheel` | $2 R_l f$, $f \sim \mathcal N((1, 0), \mathrm{diag}(0.3, 0.1)^2)$, $R_l$ a turn by $2\pi l/5 + e^{f_0}/4$, l = 0..4 |
@@ -277,8 +277,8 @@ def _panels(first: float, last: float, num_panels: int) -> tuple[np.ndarray, np.
     """Composite ten-point Gauss-Legendre nodes and weights."""
     unit, weight = np.polynomial.legendre.leggauss(10)
     edges = np.linspace(first, last, num_panels + 1)
-    centre, half = 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
-    return (centre[:, None] + half[:, None] * unit).ravel(), (half[:, None] * weight).ravel()
+    center, half = 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
+    return (center[:, None] + half[:, None] * unit).ravel(), (half[:, None] * weight).ravel()
 
 
 def _chunked(density: Callable[[np.ndarray], np.ndarray], x: np.ndarray, num_nodes: int) -> np.ndarray:

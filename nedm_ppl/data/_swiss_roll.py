@@ -27,7 +27,7 @@ CHUNK_ENTRIES = 4_000_000
 
 
 def swiss_roll(rng: np.random.Generator | int, num_data: int, *, noise: float = 0.5) -> np.ndarray:
-    r"""Draws of the swiss roll, standardised.
+    r"""Draws of the swiss roll, standardized.
 
     Args:
         rng: A NumPy generator, which is advanced, or a seed.
@@ -51,7 +51,7 @@ def swiss_roll(rng: np.random.Generator | int, num_data: int, *, noise: float = 
 
 
 def swiss_roll_log_density(x: ArrayLike, noise: float = 0.5) -> np.ndarray:
-    r"""Exact $\log p(x)$ of standardised points, by quadrature over the roll's parameter.
+    r"""Exact $\log p(x)$ of standardized points, by quadrature over the roll's parameter.
 
     $p(x) = \frac{s^2}{3\pi} \int \mathcal N(m + s x;\ c(\tau), \sigma^2 I)\, d\tau$, by ten-point Gauss-Legendre on panels
     about $2\sigma$ long along the spiral: exact to some ten digits wherever the roll itself goes.
@@ -96,8 +96,8 @@ def _nodes(noise: float) -> tuple[np.ndarray, np.ndarray]:
     num_panels = max(8, math.ceil((LAST**2 - FIRST**2) / (4.0 * noise)))
     edges = np.sqrt(np.linspace(FIRST**2, LAST**2, num_panels + 1))
     unit, weight = np.polynomial.legendre.leggauss(10)
-    centre, half = 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
-    return (centre[:, None] + half[:, None] * unit).ravel(), (half[:, None] * weight).ravel()
+    center, half = 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
+    return (center[:, None] + half[:, None] * unit).ravel(), (half[:, None] * weight).ravel()
 
 
 def _log_integral(points: np.ndarray, spiral: np.ndarray, weight: np.ndarray, noise: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Handwritten digits, 8 x 8 in 17 grey levels: a Gaussian chain whose probabilities are those of the grey levels themselves.
+"""Handwritten digits, 8 x 8 in 17 gray levels: a Gaussian chain whose probabilities are those of the gray levels themselves.
 
 The model starts as a product of pixel histograms (`LevelPrediction.base`); a transformer on 2 x 2 patches, shown what every
 pixel knows about itself, adds what the others say.
@@ -56,10 +56,10 @@ def training(num_steps: int) -> dict[str, Any]:
         # Weights of linear layers alone: the histograms and the positions are no habits to be forgotten.
         return jax.tree_util.tree_map_with_path(lambda path, _: ".weight" in jax.tree_util.keystr(path), parameters)
 
-    optimiser = optax.chain(optax.clip_by_global_norm(64.0), optax.adamw(rate, b2=0.99, weight_decay=1.0, mask=decayed))
+    optimizer = optax.chain(optax.clip_by_global_norm(64.0), optax.adamw(rate, b2=0.99, weight_decay=1.0, mask=decayed))
     return {
         "batch_size": 64,
-        "optimiser": optimiser,
+        "optimizer": optimizer,
         "objective": inference.TrajectoryBound(first_step_share=0.125),
         "average_decay": 0.998,
         "augment": shift,
@@ -72,7 +72,7 @@ def training(num_steps: int) -> dict[str, Any]:
 
 def discrete(result: Result) -> dict[str, Any]:
     metrics = result.metrics
-    if metrics["first_step"] != "quantised":
+    if metrics["first_step"] != "quantized":
         return {}
     return {"bits_per_dim_discrete": {"mean": -metrics["bound"]["mean"], "se": metrics["bound"]["se"]}}
 
@@ -90,15 +90,15 @@ def figures(result: Result, key: Array, out: Path) -> None:
 
 DIGITS = Experiment(
     name="digits",
-    summary="8 x 8 handwritten digits, 17 grey levels; patch transformer on context, exact evidence per pixel",
+    summary="8 x 8 handwritten digits, 17 gray levels; patch transformer on context, exact evidence per pixel",
     unit="bits per pixel",
     data=split,
     build=build,
     truth=lambda x0: None,
     figures=figures,
     num_steps=500,
-    first_step="quantised",
-    first_steps=("quantised",),
+    first_step="quantized",
+    first_steps=("quantized",),
     num_updates=6_000,
     training=training,
     nats_per_unit=PIXELS * math.log(2.0),

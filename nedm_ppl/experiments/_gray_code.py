@@ -1,6 +1,6 @@
 """Seven densities of the plane in 32 bits of Gray code: a binomial chain whose log likelihood stands beside the exact one.
 
-The model starts as a mixture of independent bits, fitted to the training data by expectation-maximisation and reversed
+The model starts as a mixture of independent bits, fitted to the training data by expectation-maximization and reversed
 exactly (`BitPrediction.base`); a residual network, shown what the mixture believes of every bit, is trained with it on the
 bound. Metrics are in nats, and the excess of the negative log likelihood over the truth is paired: both are taken on the same
 words.
@@ -57,7 +57,7 @@ def training(num_steps: int) -> dict[str, Any]:
     rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, min(50, num_steps // 2), max(num_steps, 2))
     return {
         "batch_size": 256,
-        "optimiser": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+        "optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
         "objective": inference.TrajectoryBound(first_step_share=0.125),
         "average_decay": 0.99,
         "log_every": 25,

@@ -37,7 +37,7 @@ def training(num_steps: int) -> dict[str, Any]:
     rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, min(100, num_steps // 2), max(num_steps, 2))
     return {
         "batch_size": 512,
-        "optimiser": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+        "optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
         "log_every": 100,
     }
 

@@ -47,7 +47,7 @@ def run(
         experiment: What to run.
         out: The folder; must be empty or new, unless `resume` or `force`.
         seed: Seeds data, initial weights and training.
-        num_updates: Optimiser updates, in place of the experiment's.
+        num_updates: Optimizer updates, in place of the experiment's.
         num_steps: T, in place of the experiment's.
         first_step: In place of the experiment's.
         resume: Go on with the run the folder holds, with the same arguments.

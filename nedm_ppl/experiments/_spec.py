@@ -61,7 +61,7 @@ class Experiment:
         num_steps: T.
         first_step: The first step unless another is asked for.
         first_steps: Those that mean something here.
-        num_updates: Optimiser updates.
+        num_updates: Optimizer updates.
         training: Further arguments of `inference.fit`.
         num_times: Steps of the chain per holdout datum in the reported bound; None is all of them.
         likelihood_trajectories: Trajectories per datum of the reported log likelihood, S.

@@ -1,7 +1,7 @@
 """Swiss roll in the plane (Section 3.1.1, Figure 1): a Gaussian chain of 40 steps.
 
-Two entries: a residual network in the velocity parameterisation, and the paper's own network, 16 radial basis functions
-with a readout per step in the parameterisation of equations 64 and 65.
+Two entries: a residual network in the velocity parameterization, and the paper's own network, 16 radial basis functions
+with a readout per step in the parameterization of equations 64 and 65.
 """
 
 from dataclasses import replace
@@ -47,7 +47,7 @@ def training(num_steps: int, learning_rate: float = 3e-3) -> dict[str, Any]:
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, num_steps // 2), max(num_steps, 2))
     return {
         "batch_size": 512,
-        "optimiser": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+        "optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
         "log_every": 100,
     }
 

@@ -58,7 +58,7 @@ from nedm_ppl.inference.thermodynamics import work as work
 from nedm_ppl.inference.training import CheckpointError as CheckpointError
 from nedm_ppl.inference.training import Fitted as Fitted
 from nedm_ppl.inference.training import NonFiniteLossError as NonFiniteLossError
-from nedm_ppl.inference.training import dequantise as dequantise
+from nedm_ppl.inference.training import dequantize as dequantize
 from nedm_ppl.inference.training import drop_context as drop_context
 from nedm_ppl.inference.training import fit as fit
 from nedm_ppl.inference.training import with_parameters as with_parameters

@@ -57,7 +57,7 @@ class PointNormal(Distribution):
 
 
 class LinearGaussian(Distribution):
-    r"""$\mathcal N(x; \mu, V)\, \mathcal N(y; A x, R / \lambda)$, normalised; V diagonal.
+    r"""$\mathcal N(x; \mu, V)\, \mathcal N(y; A x, R / \lambda)$, normalized; V diagonal.
 
     Args:
         prior: Independent normals (or `PointNormal`) under `to_event`, batch shape (*batch,), event shape (*event,).
@@ -147,7 +147,7 @@ class LinearGaussian(Distribution):
 
 
 def normal_log_prob(residual: Array, covariance: Array) -> Array:
-    """Log density of a centred Gaussian vector, nats, shape (*batch,); `residual` (*batch, dim)."""
+    """Log density of a centered Gaussian vector, nats, shape (*batch,); `residual` (*batch, dim)."""
     factor = cholesky(covariance)
     whitened = whiten(factor, residual[..., None])[..., 0]
     log_det = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)

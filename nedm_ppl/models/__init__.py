@@ -23,7 +23,7 @@ from nedm_ppl.models.reverse import FlipRate as FlipRate
 from nedm_ppl.models.reverse import LevelPrediction as LevelPrediction
 from nedm_ppl.models.reverse import Levels as Levels
 from nedm_ppl.models.reverse import NoisePrediction as NoisePrediction
-from nedm_ppl.models.reverse import Parameterisation as Parameterisation
+from nedm_ppl.models.reverse import Parameterization as Parameterization
 from nedm_ppl.models.reverse import Prediction as Prediction
 from nedm_ppl.models.reverse import VelocityPrediction as VelocityPrediction
 from nedm_ppl.models.reverse import fit_bit_mixture as fit_bit_mixture

@@ -6,7 +6,7 @@ The first step $p(x_0 | x_1)$ is one of
 
 - `fixed`, the paper's: the forward kernel reversed about $\pi$, which learns nothing and avoids an edge effect;
 - `learned`: the reverse kernel at t = 1;
-- `quantised`: a categorical over known grey levels, so that $p(x_0)$ is a probability and not a density.
+- `quantized`: a categorical over known gray levels, so that $p(x_0)$ is a probability and not a density.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,13 +31,13 @@ from nedm_ppl.models._saving import load, save
 from nedm_ppl.models.chain._chain import MarkovChain
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.reverse._context import bind, checked, conditionals, num_contexts
-from nedm_ppl.models.reverse._discrete import Levels, check_levels, quantise
-from nedm_ppl.models.reverse._reverse import Parameterisation, Prediction
+from nedm_ppl.models.reverse._discrete import Levels, check_levels, quantize
+from nedm_ppl.models.reverse._reverse import Parameterization, Prediction
 
 __all__ = ["Diffusion"]
 
 TRAJECTORY = {"diffusion_trajectory": True}
-FIRST_STEPS = ("fixed", "learned", "quantised")
+FIRST_STEPS = ("fixed", "learned", "quantized")
 
 
 class Diffusion(eqx.Module):
@@ -45,24 +45,24 @@ class Diffusion(eqx.Module):
 
     Args:
         process: The forward chain, in closed form.
-        reverse: A parameterisation of a network, or any callable `(t, x) -> Distribution` for $p(x_{t-1} | x_t)$ with the
+        reverse: A parameterization of a network, or any callable `(t, x) -> Distribution` for $p(x_{t-1} | x_t)$ with the
             process's event shape, given t in 1..T (a traced integer scalar) and x with batch axes on the left.
-        first_step: `fixed`, `learned` or `quantised`.
-        levels: Grey levels of the quantised first step, in the units of the data; a `LevelPrediction` brings its own.
+        first_step: `fixed`, `learned` or `quantized`.
+        levels: Gray levels of the quantized first step, in the units of the data; a `LevelPrediction` brings its own.
 
     Raises:
         ValueError: an unknown first step, levels missing or misplaced, or a reverse kernel that does not suit the process.
     """
 
     process: DiffusionProcess
-    reverse: Parameterisation | Callable[[ArrayLike, Array], Distribution]
+    reverse: Parameterization | Callable[[ArrayLike, Array], Distribution]
     first_step: str = eqx.field(static=True)
     levels: tuple[float, ...] | None = eqx.field(static=True)
 
     def __init__(
         self,
         process: DiffusionProcess,
-        reverse: Parameterisation | Callable[[ArrayLike, Array], Distribution],
+        reverse: Parameterization | Callable[[ArrayLike, Array], Distribution],
         *,
         first_step: str = "fixed",
         levels: Sequence[float] | ArrayLike | None = None,
@@ -75,24 +75,24 @@ class Diffusion(eqx.Module):
         check_kind("process", self.process, DiffusionProcess)
         if not callable(self.reverse):
             raise ValueError(
-                f"reverse must be a parameterisation of a network, or a callable (t, x) -> Distribution; got a "
+                f"reverse must be a parameterization of a network, or a callable (t, x) -> Distribution; got a "
                 f"{type(self.reverse).__name__}."
             )
         if self.first_step not in FIRST_STEPS:
             raise ValueError(f"first_step must be one of {', '.join(FIRST_STEPS)}; got {self.first_step!r}.")
-        if isinstance(self.reverse, Parameterisation):
+        if isinstance(self.reverse, Parameterization):
             self.reverse.check_process(self.process)
             self.reverse.check_num_steps(self.num_steps)
         if self.levels is not None:
             check_levels(self.levels)
         if self.levels != getattr(self.reverse, "levels", self.levels):
             raise ValueError("levels must be left to a LevelPrediction, which brings its own; got others beside it.")
-        if self.first_step == "quantised" and self.levels is None:
+        if self.first_step == "quantized" and self.levels is None:
             raise ValueError(
-                "levels must be given for a quantised first step: the values a coordinate of x_0 can take."
+                "levels must be given for a quantized first step: the values a coordinate of x_0 can take."
             )
-        if self.first_step == "quantised" and self.process.stationary().is_discrete:
-            raise ValueError("first_step 'quantised' is for Gaussian chains; bits are discrete already: use 'learned'.")
+        if self.first_step == "quantized" and self.process.stationary().is_discrete:
+            raise ValueError("first_step 'quantized' is for Gaussian chains; bits are discrete already: use 'learned'.")
 
     @property
     def num_steps(self) -> int:
@@ -124,7 +124,7 @@ class Diffusion(eqx.Module):
     def kernel(self, t: ArrayLike, x: Array) -> Distribution:
         r"""The reverse kernel $p(x_{t-1} | x_t = x)$, for t = 2..T (and t = 1 where the first step is learned)."""
         self.process.check_time(t)
-        if isinstance(self.reverse, Parameterisation):
+        if isinstance(self.reverse, Parameterization):
             return self.reverse(self.process, t, x)
         law = self.reverse(t, x)
         if law.event_shape != self.event_shape:
@@ -150,10 +150,10 @@ class Diffusion(eqx.Module):
             return law
         if not isinstance(normal, Normal):
             raise ValueError(
-                f"first_step 'quantised' integrates a Gaussian kernel at t = 1; got a {type(normal).__name__}. "
+                f"first_step 'quantized' integrates a Gaussian kernel at t = 1; got a {type(normal).__name__}. "
                 "Use 'learned', or a kernel that ends in Normal(...).to_event()."
             )
-        return quantise(normal, self.levels).to_event(self.process.event_dim)
+        return quantize(normal, self.levels).to_event(self.process.event_dim)
 
     def data_law(self, t: ArrayLike, x: Array) -> Distribution:
         r"""What the model expects of $x_0$ given $x_t = x$, independent over coordinates: the kernel's own prediction,
@@ -176,13 +176,13 @@ class Diffusion(eqx.Module):
     def null_log_prob(self, x0: ArrayLike) -> Array:
         r"""Log likelihood of data under the noise law, whose mean is $L_\text{null}$; nats, exact, shape (*batch,).
 
-        A density $\log \pi(x_0)$ or a probability of bits; with a quantised first step the noise law integrated over the
-        grey levels' bins, in the unit of the model's own probabilities."""
-        if self.first_step != "quantised":
+        A density $\log \pi(x_0)$ or a probability of bits; with a quantized first step the noise law integrated over the
+        gray levels' bins, in the unit of the model's own probabilities."""
+        if self.first_step != "quantized":
             return self.process.null_log_prob(x0)
         assert self.levels is not None  # checked at construction
         noise = Normal(jnp.zeros(self.event_shape), jnp.ones(self.event_shape))
-        return quantise(noise, self.levels).to_event(self.process.event_dim).log_prob(jnp.asarray(x0))
+        return quantize(noise, self.levels).to_event(self.process.event_dim).log_prob(jnp.asarray(x0))
 
     def check_data(self, x0: ArrayLike) -> None:
         """Raise a ValueError of one sentence where `x0`, shape (N, *event), cannot be data of this model."""
@@ -191,13 +191,13 @@ class Diffusion(eqx.Module):
             raise ValueError(
                 f"x0 must have one batch axis before its event shape {self.event_shape}; got shape {jnp.shape(x0)}."
             )
-        if isinstance(self.reverse, Parameterisation):
+        if isinstance(self.reverse, Parameterization):
             self.reverse.check_data(x0)
-        if self.first_step == "quantised":
+        if self.first_step == "quantized":
             log_prob = np.asarray(self.null_log_prob(x0))
             if not np.all(np.isfinite(log_prob)):
                 raise ValueError(
-                    f"x0 must take the {len(self.levels or ())} grey levels of the quantised first step; datum "
+                    f"x0 must take the {len(self.levels or ())} gray levels of the quantized first step; datum "
                     f"{int(np.argmin(np.isfinite(log_prob)))} has other values. Scale the data as the levels were."
                 )
 
@@ -231,8 +231,8 @@ class Diffusion(eqx.Module):
     ) -> DiffusionFlow:
         r"""The probability flow, a density of its own: `numpyro.sample("x", diffusion.flow())`; see `models.flow`.
 
-        A normalising flow by a deterministic ODE, Gaussian chains only. It is another model than the chain, and a cross-check
-        of its likelihood. `log_prob` is that of a datum $x_0$, scaled as in training; with a quantised first step that of
+        A normalizing flow by a deterministic ODE, Gaussian chains only. It is another model than the chain, and a cross-check
+        of its likelihood. `log_prob` is that of a datum $x_0$, scaled as in training; with a quantized first step that of
         $x_0$ plus noise of variance $(1 - \bar\alpha_1) / \bar\alpha_1$.
 
         Args:

@@ -30,7 +30,7 @@ spacing of $\lambda$.
 **End points.** The flow starts at T from N(0, I), as the chain does. Below the noise of the first step it uses, g is held at
 its value there, down to $\varphi = 0$: x is then $x_0$ itself, with an error of second order in that noise's variance.
 The first step used is t = 1 where the kernel at 1 is trained, and t = 2 with a fixed first step, which leaves it untrained.
-Grey levels have no density at $\varphi = 0$: with a quantised first step the flow stops at t = 1 and is the density of
+Gray levels have no density at $\varphi = 0$: with a quantized first step the flow stops at t = 1 and is the density of
 $x_1 / \sqrt{\bar\alpha_1}$, a level plus noise of variance $(1 - \bar\alpha_1) / \bar\alpha_1$.
 
 The flow is another model than the chain: they agree where the kernel is the exact reversal and T is large.
@@ -99,7 +99,7 @@ class VelocityField(eqx.Module):
         r"""$\varphi$ of the data's end and of the noise's."""
         schedule = self.diffusion.process.schedule
         angles = jnp.arctan2(jnp.sqrt(schedule.one_minus_alpha_bar), jnp.sqrt(schedule.alpha_bar))
-        return angles[1] if self.diffusion.first_step == "quantised" else jnp.zeros_like(angles[0]), angles[-1]
+        return angles[1] if self.diffusion.first_step == "quantized" else jnp.zeros_like(angles[0]), angles[-1]
 
 
 class ProbabilityFlow(Transform):
@@ -173,9 +173,9 @@ def integrate(
 ) -> tuple[Array, Array]:
     """The other end of every row's path, and the integral of the trace along it, shape (N, num_probes), or (N, 0) without.
 
-    Every datum has solver steps of its own, so that its density does not depend on its neighbours."""
+    Every datum has solver steps of its own, so that its density does not depend on its neighbors."""
     data_end, noise_end = field.ends()
-    scale = jnp.cos(data_end)  # 1, but with a quantised first step
+    scale = jnp.cos(data_end)  # 1, but with a quantized first step
     event_shape = x.shape[1:]
     size = math.prod(event_shape)
     basis = jnp.eye(size).reshape(size, *event_shape) if probes is None else probes

@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 from nedm_ppl.arguments import check_kind
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.reverse._context import Conditional, conditionals
-from nedm_ppl.models.reverse._reverse import Parameterisation
+from nedm_ppl.models.reverse._reverse import Parameterization
 
 __all__ = ["Guided", "guided"]
 
@@ -63,7 +63,7 @@ def guided(diffusion: Diffusion, weight: float) -> Diffusion:
     """
     check_kind("diffusion", diffusion, Diffusion)
     found = conditionals(diffusion.reverse)
-    if not found or not isinstance(diffusion.reverse, Parameterisation):
+    if not found or not isinstance(diffusion.reverse, Parameterization):
         raise ValueError("diffusion must have a network that takes a context to be guided; see models.Conditional.")
     if any(node.context.ndim > node.context_dim for node in found):
         raise ValueError(

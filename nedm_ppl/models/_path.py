@@ -5,14 +5,14 @@ $$p(x_{0..T}) = \mathcal N(x_T; 0, I) \prod_{t=1}^{T} p(x_{t-1} | x_t)$$
 is a density in closed form where $p(x_0)$ is not, and one that gradients see. So the program may hold (T + 1) D latents where it
 means D, and x_0 has the chain's law exactly, with no approximation beyond the sampler's. The path comes in two forms:
 
-- **centred**: `{name}_path`, $x_{1..T}$ as one `MarkovChain` site, and then `{name}`, $x_0$ given $x_1$;
+- **centered**: `{name}_path`, $x_{1..T}$ as one `MarkovChain` site, and then `{name}`, $x_0$ given $x_1$;
 - **as noise**: `{name}_noise`, $\epsilon_{0..T}$ standard normal, and `{name}` computed from it,
   $x_T = \epsilon_T$ and $x_{t-1} = \mu_t(x_t) + L_t(x_t)\, \epsilon_{t-1}$.
 
-Adjacent states of a chain are nearly equal, which a sampler of the centred form must find its way along, and its scales are those
+Adjacent states of a chain are nearly equal, which a sampler of the centered form must find its way along, and its scales are those
 of the steps; the noise has one scale and no correlation but what the rest of the program puts there. Start with the noise. Both
 are for short chains: a gradient costs T network evaluations, one after the other for the noise. The kernels' arrays and
-contexts may depend on latents upstream, for the density of the path is normalised whatever they are.
+contexts may depend on latents upstream, for the density of the path is normalized whatever they are.
 """
 
 import jax
@@ -28,21 +28,21 @@ __all__ = ["sample_path"]
 PARTICLES = "use diffusion.prior() with inference.ParticlePosterior, which takes any chain."
 
 
-def sample_path(name: str, diffusion: Diffusion, *, centred: bool = False) -> Array:
+def sample_path(name: str, diffusion: Diffusion, *, centered: bool = False) -> Array:
     r"""Sample $x_0$ inside a NumPyro program, with the trajectory that leads to it as latent sites.
 
     Args:
-        name: The site of $x_0$, or with `centred=False` a deterministic of that name; the trajectory's site is `{name}_path` or
+        name: The site of $x_0$, or with `centered=False` a deterministic of that name; the trajectory's site is `{name}_path` or
             `{name}_noise`.
         diffusion: A model of a Gaussian chain with Gaussian kernels, short. It may depend on latents upstream: on
             `diffusion.given(latent)`, or on arrays of it that do.
-        centred: Whether the latents are the states themselves, or the standard normal noise that drives them.
+        centered: Whether the latents are the states themselves, or the standard normal noise that drives them.
 
     Returns:
         $x_0$, shape (*plates, *event).
 
     Raises:
-        ValueError: a chain over bits, a first step over grey levels, or a kernel that is not Gaussian, by name.
+        ValueError: a chain over bits, a first step over gray levels, or a kernel that is not Gaussian, by name.
     """
     if not (isinstance(name, str) and hasattr(diffusion, "process")):
         raise ValueError(
@@ -52,11 +52,11 @@ def sample_path(name: str, diffusion: Diffusion, *, centred: bool = False) -> Ar
         raise ValueError(
             f"diffusion must be of a Gaussian chain for sample_path; got a {_name(diffusion.process)}: {PARTICLES}"
         )
-    if diffusion.first_step == "quantised":
+    if diffusion.first_step == "quantized":
         raise ValueError(
-            f"first_step must be 'fixed' or 'learned' for sample_path; got 'quantised', a categorical over grey levels: {PARTICLES}"
+            f"first_step must be 'fixed' or 'learned' for sample_path; got 'quantized', a categorical over gray levels: {PARTICLES}"
         )
-    if centred:
+    if centered:
         chain = diffusion.reverse_chain()
         path = numpyro.sample(f"{name}_path", chain)
         first = diffusion.first_kernel(chain.at(path, 1))
@@ -92,8 +92,8 @@ def _driven(law: Distribution, noise: Array) -> Array:
         return base.loc + jnp.squeeze(base.scale_tril @ noise[..., None], axis=-1)
     if not isinstance(base, Normal):
         raise ValueError(
-            f"reverse must be of Normal or MultivariateNormal kernels to be driven by noise; got a {_name(base)}. Use centred=True "
-            f"where it is continuous; else {PARTICLES}"
+            f"reverse must be of Normal or MultivariateNormal kernels to be driven by noise; got a {_name(base)}. Use "
+            f"centered=True where it is continuous; else {PARTICLES}"
         )
     return base.loc + base.scale * noise
 

@@ -2,13 +2,13 @@ r"""Saved models: a folder of JSON and arrays. Nothing is pickled, and loading r
 
     model.json    the format's name and version, the library's version, the sha256 of `arrays.npz` and of all else that
                   `model.json` says, the shape and dtype of every array and whether it is finite, and the model as data
-    arrays.npz    the arrays, uncompressed, each under its place in the model: `model.reverse.network.centres`
+    arrays.npz    the arrays, uncompressed, each under its place in the model: `model.reverse.network.centers`
 
 The model is a tree whose nodes are
 
     null, true, 3, 0.1, "fixed"                   themselves; {"float": "inf"} where JSON has no number
     {"tuple": [...]}, {"list": [...]}             their items
-    {"array": "model.reverse.network.centres"}    an array
+    {"array": "model.reverse.network.centers"}    an array
     {"type": "RBF", "fields": {...}}              a module of this library or of `equinox.nn`
     {"external": "place.Name", "leaves": [...]}   a part of the user's own: its arrays and numbers in tree order
 
@@ -53,6 +53,9 @@ FORMAT, VERSION = "nedm_ppl.model", 2
 TREE, ARRAYS = "model.json", "arrays.npz"
 # Fields that classes were given later, with what folders without them mean.
 ADDED: dict[str, dict[str, Any]] = {"NoisePrediction": {"bound": None}}
+# Names that folders of earlier commits have for what is called otherwise now: fields by class, and values by class and field.
+OLD_FIELDS = {"RBF": {"centres": "centers"}}
+OLD_VALUES = {"Diffusion": {"first_step": {"quantised": "quantized"}}}
 MAX_DEPTH, MAX_JSON_BYTES, MAX_INT = 64, 2**26, 2**63 - 1
 FROM_EQUINOX = ("Dropout", "Embedding", "LayerNorm", "Linear", "MultiheadAttention", "RMSNorm")
 NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 bfloat16 float16 float32 float64 complex64 complex128"
@@ -244,6 +247,9 @@ class _Reader:
             raise self.error(f"{path} must be of a type that this library knows; got {name!r}", newer)
         if like is not ABSENT and type(like) is not cls:
             raise self.unlike(path, f"a {name}", _describe(like))
+        fields, values = OLD_FIELDS.get(name, {}), OLD_VALUES.get(name, {})
+        nodes = {fields.get(field, field): node for field, node in nodes.items()}
+        nodes = {f: values.get(f, {}).get(n, n) if isinstance(n, str) else n for f, n in nodes.items()}
         nodes = ADDED.get(name, {}) | nodes
         expected = {field.name: field.type for field in dataclasses.fields(cast(Any, cls))}
         if differing := nodes.keys() ^ expected.keys():

@@ -17,7 +17,7 @@ from numpyro.distributions import Distribution, Independent
 
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.chain._process import DiffusionProcess
-from nedm_ppl.models.reverse._reverse import Network, Parameterisation, Prediction
+from nedm_ppl.models.reverse._reverse import Network, Parameterization, Prediction
 
 __all__ = ["stacked"]
 
@@ -28,8 +28,8 @@ def stacked(diffusion: Diffusion, batch_shape: tuple[int, ...]) -> Diffusion:
         return diffusion
     process = dataclasses.replace(diffusion.process, event_shape=(*batch_shape, *diffusion.event_shape))
     one, reverse = _Apart(diffusion.reverse), diffusion.reverse
-    if isinstance(reverse, Parameterisation):
-        kind: Any = _StackedPrediction if isinstance(reverse, Prediction) else _StackedParameterisation
+    if isinstance(reverse, Parameterization):
+        kind: Any = _StackedPrediction if isinstance(reverse, Prediction) else _StackedParameterization
         stack = kind(one, diffusion.event_shape)
     else:
         stack = _StackedKernel(one, len(batch_shape))
@@ -59,13 +59,13 @@ class _StackedKernel(eqx.Module):
         return _of_stack(self.one.whole()(t, x), x, self.num_axes)
 
 
-class _Stacked(Parameterisation):
-    """What parameterisations share: each is called with the process of one datum."""
+class _Stacked(Parameterization):
+    """What parameterizations share: each is called with the process of one datum."""
 
     one: _Apart
     event_shape: tuple[int, ...] = eqx.field(static=True)
 
-    @property  # type: ignore[misc]  # a field of every other parameterisation
+    @property  # type: ignore[misc]  # a field of every other parameterization
     def network(self) -> Network:  # type: ignore[override]
         return self.one.whole().network
 
@@ -84,12 +84,12 @@ class _Stacked(Parameterisation):
         return dataclasses.replace(process, event_shape=self.event_shape)
 
 
-class _StackedParameterisation(_Stacked):
-    """A parameterisation that names the step itself."""
+class _StackedParameterization(_Stacked):
+    """A parameterization that names the step itself."""
 
 
 class _StackedPrediction(_Stacked, Prediction):
-    """A parameterisation that predicts $x_0$."""
+    """A parameterization that predicts $x_0$."""
 
     def data_law(self, process: DiffusionProcess, t: ArrayLike, x: Array) -> Distribution:
         law = self.one.whole().data_law(self._of_one(process), t, x)

@@ -2,7 +2,7 @@ r"""A diffusion site among the other latents of a program: what the particle ker
 
 Given the other latents, the program's density of everything that depends on x is $r(x)$ (`downstream`). Which sites those are, and
 what they are to x, is read from the program's structure once, at the start, for every value of the other latents: a site whose
-density does not depend on x is never evaluated at a particle. What is recognised only guides the particles, whose weight is the
+density does not depend on x is never evaluated at a particle. What is recognized only guides the particles, whose weight is the
 program's own density.
 
 A site in plates holds several draws, shape (*batch, *event). Where all that depends on x lies in those plates too, every draw has a
@@ -35,7 +35,7 @@ from nedm_ppl.inference.posterior._downstream import (
     program_marks,
 )
 from nedm_ppl.inference.posterior._posterior import MultipliedDiffusion, multiply
-from nedm_ppl.inference.program._recognise import Roles, roles
+from nedm_ppl.inference.program._recognize import Roles, roles
 from nedm_ppl.inference.program._structure import structure
 from nedm_ppl.models._prior import DiffusionPrior
 from nedm_ppl.models._stacked import stacked

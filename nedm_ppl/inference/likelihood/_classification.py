@@ -123,7 +123,7 @@ def classify(
 
 
 def fit_temperature(classification: Classification, labels: ArrayLike) -> float:
-    """The temperature of least cross-entropy on labelled data, which must not be those it is reported on.
+    """The temperature of least cross-entropy on labeled data, which must not be those it is reported on.
 
     One number between a thousandth and a thousand. Where every datum is classified rightly there is no least but the lower end, and
     nothing to calibrate on: give data that are hard enough to contain errors."""

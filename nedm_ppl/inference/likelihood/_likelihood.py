@@ -286,7 +286,7 @@ def marginal_log_likelihood(
     r"""Importance-sampled log p(x_0) of every datum, Section 2.3, with forward trajectories as the proposal.
 
     Unbiased for p(x_0); its log is biased low by about $\mathrm{Var}(w / \mathrm{E} w) / (2 S)$. Where x_0 is a density's
-    argument the result is a log density in the units of the model's data; for bits and grey levels a log probability.
+    argument the result is a log density in the units of the model's data; for bits and gray levels a log probability.
 
     A datum's s-th trajectory depends on `rng_key`, the datum's place and s alone. Memory limits and batch sizes change the
     result by rounding only, and a run with more trajectories holds the one with fewer.
@@ -351,7 +351,7 @@ def marginal_log_likelihood(
             log_weights = np.concatenate([log_weights, fresh])
             count[active] += more
 
-    discrete = diffusion.process.stationary().is_discrete or diffusion.first_step == "quantised"
+    discrete = diffusion.process.stationary().is_discrete or diffusion.first_step == "quantized"
     result = LogLikelihood.from_log_weights(
         log_weights.reshape(-1, *batch_shape),
         num_trajectories=count.reshape(batch_shape),

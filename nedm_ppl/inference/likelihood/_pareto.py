@@ -1,6 +1,6 @@
 r"""Pareto k-hat: how heavy the tail of a set of importance weights is, and when not to trust their mean.
 
-The largest M = min(S / 5, 3 sqrt(S)) of S weights are fitted by a generalised Pareto law, whose shape k says how many moments
+The largest M = min(S / 5, 3 sqrt(S)) of S weights are fitted by a generalized Pareto law, whose shape k says how many moments
 the weights have: their variance is finite below k = 1/2, their mean below 1. With S weights the mean is reliable for
 k up to min(1 - 1 / log10 S, 0.7). The fit is Zhang and Stephens's empirical Bayes estimate, drawn towards 1/2 with the
 weight of 10 observations.
@@ -118,7 +118,7 @@ def _tail_shape(rows: np.ndarray) -> np.ndarray:
 
 
 def _fit(excess: np.ndarray) -> np.ndarray:
-    """Shape k of generalised Pareto laws, for increasing positive draws of shape (n, M)."""
+    """Shape k of generalized Pareto laws, for increasing positive draws of shape (n, M)."""
     num = excess.shape[1]
     size = 30 + int(num**0.5)
     block = max(1, BLOCK // (size * num))

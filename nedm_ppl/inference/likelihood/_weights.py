@@ -4,7 +4,7 @@ With trajectories drawn from the forward chain, $p(x_0) = \mathrm{E}_q w$ and
 
 $$\log w = \log p(x_T) + \log p(x_0 | x_1) + \sum_{t=2}^{T} \log p(x_{t-1} | x_t) - \sum_{t=1}^{T} \log q(x_t | x_{t-1}).$$
 
-The forward chain factorises backwards too, $q(x_{1..T} | x_0) = q(x_T | x_0) \prod_{t \ge 2} q(x_{t-1} | x_t, x_0)$, so that
+The forward chain factorizes backwards too, $q(x_{1..T} | x_0) = q(x_T | x_0) \prod_{t \ge 2} q(x_{t-1} | x_t, x_0)$, so that
 
 $$\log w = \log \frac{\pi(x_T)}{q(x_T | x_0)} + \sum_{t=2}^{T} \log \frac{p(x_{t-1} | x_t)}{q(x_{t-1} | x_t, x_0)}
   + \log p(x_0 | x_1),$$

@@ -5,7 +5,7 @@ r"""The rest of a NumPyro program as a multiplier: everything downstream of a di
         numpyro.sample("y", dist.Normal(blur(x), 0.1).to_event(2), obs=y)
 
 Given x, the joint density of the observed sites is $r(x)$, and the program's posterior is $p(x)\, r(x)$ up to a constant.
-`Downstream` is that density, and weighs particles. `guide` is what moves them: the factors that `recognise` finds, as multipliers
+`Downstream` is that density, and weighs particles. `guide` is what moves them: the factors that `recognize` finds, as multipliers
 with a closed form, and the rest of the density as it is.
 """
 
@@ -23,20 +23,20 @@ from numpyro.distributions.util import is_identically_one
 from numpyro.ops.provenance import eval_provenance
 
 from nedm_ppl.inference.posterior._multiplier import (
-    Factorised,
+    Factorized,
     LinearObservation,
     Multiplier,
     NormalObservation,
     Product,
     over_batch,
 )
-from nedm_ppl.inference.program._recognise import Roles, by_element, gaussian_of, marks_of, num_missing, roles
+from nedm_ppl.inference.program._recognize import Roles, by_element, gaussian_of, marks_of, num_missing, roles
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models._prior import DiffusionPrior
 
 __all__ = ["ByCoordinate", "Downstream", "Site", "diffusion_site", "guide"]
 
-MOST_ROWS = 128  # of a linear observation that x does not compress: its covariance is factorised at every particle
+MOST_ROWS = 128  # of a linear observation that x does not compress: its covariance is factorized at every particle
 
 
 class Downstream(Multiplier):
@@ -87,7 +87,7 @@ class Downstream(Multiplier):
         )
 
 
-class ByCoordinate(Factorised):
+class ByCoordinate(Factorized):
     """The density of one observed site whose elements depend on one coordinate of x each.
 
     Attributes:
@@ -154,7 +154,7 @@ def by_member(
 
 
 def guide(whole: Downstream, found: Roles, event_shape: tuple[int, ...], *, rows: bool = False) -> Product:
-    """The program's density as a product that moves particles: what is recognised in a closed form, and the rest.
+    """The program's density as a product that moves particles: what is recognized in a closed form, and the rest.
 
     Args:
         whole: The program's density.

@@ -34,7 +34,7 @@ from nedm_ppl.models.reverse._discrete import Levels
 
 __all__ = [
     "BernoulliObservation",
-    "Factorised",
+    "Factorized",
     "Function",
     "Known",
     "LinearObservation",
@@ -57,7 +57,7 @@ class Multiplier(eqx.Module):
         """log r of one datum, a scalar; minus infinity where r is 0."""
 
     def times(self, law: Distribution, power: ArrayLike = 1.0) -> Distribution | None:
-        r"""The law $p\, r^\lambda$, normalised, where it has a closed form; None where it has none.
+        r"""The law $p\, r^\lambda$, normalized, where it has a closed form; None where it has none.
 
         Args:
             law: p, independent over coordinates, event shape that of a datum.
@@ -81,7 +81,7 @@ class Multiplier(eqx.Module):
         return Product((self, other))
 
 
-class Factorised(Multiplier):
+class Factorized(Multiplier):
     r"""A product of factors $r_i(x_i)$, one per coordinate: exact for every discrete law."""
 
     @abstractmethod
@@ -101,7 +101,7 @@ class Factorised(Multiplier):
 
     @property
     def closes(self) -> bool:
-        return type(self)._times_normal is not Factorised._times_normal
+        return type(self)._times_normal is not Factorized._times_normal
 
     def times(self, law: Distribution, power: ArrayLike = 1.0) -> Distribution | None:
         base = coordinates(law)
@@ -130,7 +130,7 @@ class Factorised(Multiplier):
         return None if terms is None else jnp.sum(terms, axis=tuple(range(-law.event_dim, 0)))
 
     def _over_levels(self, base: Levels, event_shape: tuple[int, ...]) -> Array:
-        """log r_i at every grey level, shape (*event, num_levels)."""
+        """log r_i at every gray level, shape (*event, num_levels)."""
         values = jnp.asarray(base.levels).reshape(-1, *(1,) * len(event_shape))
         return jnp.moveaxis(self._finite(jnp.broadcast_to(values, (len(base.levels), *event_shape))), 0, -1)
 
@@ -138,7 +138,7 @@ class Factorised(Multiplier):
         return jnp.maximum(self.log_factors(values), NEVER)
 
 
-class Known(Factorised):
+class Known(Factorized):
     """Known coordinates: a delta on them, 1 on the others.
 
     Args:
@@ -173,7 +173,7 @@ class Known(Factorised):
             raise ValueError("values must be bits, 0 or 1, at the known coordinates of a binomial chain.")
 
 
-class NormalObservation(Factorised):
+class NormalObservation(Factorized):
     r"""$r(x) = \prod_i \mathcal N(y_i; x_i, s_i^2)$ over observed coordinates: data seen through noise.
 
     Args:
@@ -211,7 +211,7 @@ class NormalObservation(Factorised):
         _check_event(self.y, process, "y")
 
 
-class BernoulliObservation(Factorised):
+class BernoulliObservation(Factorized):
     r"""Bits seen through a channel that flips them: $r_i = 1 - \epsilon_i$ where $y_i = x_i$ and $\epsilon_i$ where not.
 
     Args:

@@ -212,7 +212,7 @@ class ParticlePosterior:
 
     @property
     def log_weights(self) -> np.ndarray:
-        """Normalised log weights of all particles of all repeats together, shape (*batch, num_repeats, num_particles)."""
+        """Normalized log weights of all particles of all repeats together, shape (*batch, num_repeats, num_particles)."""
         particles = self._result()
         evidence = np.asarray(particles.log_evidence, np.float64)
         evidence = evidence - _log_sum(evidence, -1)[..., None]
@@ -281,7 +281,7 @@ class ParticlePosterior:
             "log_weight": (
                 ("repeat", "particle"),
                 self.log_weights,
-                described("normalised log weight", "all repeats", "nats"),
+                described("normalized log weight", "all repeats", "nats"),
             ),
             "ess": (("repeat", "time"), particles.ess, described("effective sample size", "(sum w)^2 / sum w^2")),
             "num_ancestors": (

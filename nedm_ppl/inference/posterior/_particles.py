@@ -1,6 +1,6 @@
 r"""Exact posteriors of a diffusion by a particle filter over its reverse chain (Sections 2.3 and 2.5 together).
 
-The perturbed steps of `posterior` are proposals. With their normalisers kept as weights,
+The perturbed steps of `posterior` are proposals. With their normalizers kept as weights,
 
 $$w_t = w_{t+1}\, \frac{p(x_t | x_{t+1})}{\tilde p(x_t | x_{t+1})}\, \frac{r_t(x_t)}{r_{t+1}(x_{t+1})}, \qquad
   w_T = \frac{\pi(x_T)\, r_T(x_T)}{\tilde p(x_T)},$$
@@ -34,7 +34,7 @@ class Particles(NamedTuple):
 
     Attributes:
         x: Particles, shape (N, *event).
-        log_weights: Their normalised log weights, shape (N,).
+        log_weights: Their normalized log weights, shape (N,).
         log_evidence: log of the estimate of Z, which itself is unbiased; nats.
         ess: Effective sample size at t = 0..T, before any resampling there, shape (T + 1,).
         num_ancestors: Number of the particles at T that have descendants at t = 0..T, shape (T + 1,).

@@ -5,7 +5,7 @@ and every step becomes
 
 $$\tilde p(x_{t-1} | x_t) \propto p(x_{t-1} | x_t)\, r_{t-1}(x_{t-1}),$$
 
-normalised. Running these steps is the paper's method. It is **approximate**: the normaliser of each step depends on $x_t$ and
+normalized. Running these steps is the paper's method. It is **approximate**: the normalizer of each step depends on $x_t$ and
 is dropped. `particles` keeps it as a weight, and is exact.
 
 How r continues along the chain is a choice:
@@ -20,7 +20,7 @@ How r continues along the chain is a choice:
 - a function $(t, x_t) \mapsto \log r_t(x_t)$ of one's own.
 
 Two multipliers go with a chain. **r** is the truth, and weighs particles at time 0. The **guide** moves them: what r is taken
-for on the way, recognised or tabulated, right or wrong.
+for on the way, recognized or tabulated, right or wrong.
 """
 
 from abc import abstractmethod
@@ -104,7 +104,7 @@ class MultipliedDiffusion(eqx.Module):
         return self._multiplied(self.log_r(1, x1), self.diffusion.first_kernel(x1), x1)
 
     def first_kernel(self, x1: Array) -> Distribution:
-        r"""The perturbed first step: $p(x_0 | x_1)\, r(x_0)$, normalised, exactly where r allows it."""
+        r"""The perturbed first step: $p(x_0 | x_1)\, r(x_0)$, normalized, exactly where r allows it."""
         law = self.diffusion.first_kernel(x1)
         return self._multiplied(jnp.zeros(law.batch_shape), law, x1).proposal
 
@@ -208,7 +208,7 @@ class Lookahead(MultipliedDiffusion):
     r"""$r_t(x_t) = \mathrm{E}_{\hat p(x_0 | x_t)}\, r(x_0)$, and the steps of that prediction multiplied by r.
 
     With $\hat p$ the model's prediction (`Diffusion.data_law`), the perturbed step is $\mathrm{E}\, q(x_{t-1} | x_t, x_0)$ over
-    $\hat p(x_0 | x_t)\, r(x_0)$. Known and observed coordinates, bits and grey levels are exact under $\hat p$. A linear
+    $\hat p(x_0 | x_t)\, r(x_0)$. Known and observed coordinates, bits and gray levels are exact under $\hat p$. A linear
     observation takes the mean m and covariance C of $x_0$ given $x_t$: $r_t = \mathcal N(y; A m, A C A^\top + R)$. A product over
     coordinates is tabulated, and its product with $\hat p$ is a mixture at every coordinate. Any other r is approximated near
     the modes of its product with $\hat p$ (`local`), or averaged over `num_draws` draws where it has no gradient, from noise

@@ -56,7 +56,7 @@ def independent(law: Distribution) -> tuple[Distribution | None, bool]:
     """A law of independent coordinates with the mean and the variances of another, and whether it is that law itself.
 
     Returns:
-        Normals, bits or grey levels, for which multipliers have closed forms; None for a law without moments, that nothing can
+        Normals, bits or gray levels, for which multipliers have closed forms; None for a law without moments, that nothing can
         guide. Whatever is made of it is a proposal: `law` weighs it.
     """
     base, event_dim = coordinates(law), law.event_dim

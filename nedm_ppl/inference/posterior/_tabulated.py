@@ -17,7 +17,7 @@ from numpyro.distributions import Categorical, Distribution, MixtureSameFamily
 
 from nedm_ppl.inference.posterior._multiplier import (
     NEVER,
-    Factorised,
+    Factorized,
     LinearObservation,
     Multiplier,
     Product,
@@ -35,7 +35,7 @@ LOWEST = -1e12  # the log of what is zero; below every log r that shows where it
 COMPONENTS, FEW_COMPONENTS, MANY_COORDINATES = 24, 8, 64
 
 
-class Tabulated(Factorised):
+class Tabulated(Factorized):
     r"""A product of functions of one coordinate each, and $\sum_k w_{ik}\, \mathcal N(x_i; c_{ik}, h_{ik}^2)$ near each of them.
 
     Attributes:
@@ -44,7 +44,7 @@ class Tabulated(Factorised):
         seen: Which coordinates r depends on, shape (*event,).
     """
 
-    exact: Factorised
+    exact: Factorized
     log_weights: Array
     loc: Array
     scale: Array
@@ -81,16 +81,16 @@ class Tabulated(Factorised):
         return False
 
 
-class Together(Factorised):
+class Together(Factorized):
     """Several products over coordinates as one."""
 
-    factors: tuple[Factorised, ...]
+    factors: tuple[Factorized, ...]
 
     def log_factors(self, values: Array) -> Array:
         return sum((factor.log_factors(values) for factor in self.factors), jnp.zeros(jnp.shape(values)))
 
 
-class Separated(Factorised):
+class Separated(Factorized):
     """An r whose logarithm is a sum of functions of one coordinate each: each is what r changes with that coordinate alone."""
 
     whole: Multiplier
@@ -112,11 +112,11 @@ def guide_of(r: Product, process: DiffusionProcess) -> Product:
         return r
     shape = process.event_shape
     kept: list[Multiplier] = []
-    products: list[Factorised] = []
+    products: list[Factorized] = []
     for factor in r.factors:
         if isinstance(factor, LinearObservation):
             kept.append(factor.compressed())
-        elif isinstance(factor, Factorised) and not factor.closes:
+        elif isinstance(factor, Factorized) and not factor.closes:
             products.append(factor)
         elif _is_sum(factor, shape):
             products.append(Separated(factor, shape))
@@ -138,11 +138,11 @@ def _is_sum(factor: Multiplier, shape: tuple[int, ...]) -> bool:
         return False  # an r that cannot be traced is an r that nothing can move, which is said where it is to be moved
 
 
-def _seen(factor: Factorised, shape: tuple[int, ...]) -> Array:
+def _seen(factor: Factorized, shape: tuple[int, ...]) -> Array:
     return jnp.asarray(structure(factor.log_factors, jnp.zeros(shape)).depends)
 
 
-def tabulate(factor: Factorised, seen: Array) -> Tabulated:
+def tabulate(factor: Factorized, seen: Array) -> Tabulated:
     """Tabulate a product of functions of one coordinate each.
 
     Args:
@@ -157,7 +157,7 @@ def tabulate(factor: Factorised, seen: Array) -> Tabulated:
     return Tabulated(factor, log_weights, loc, scale, seen)
 
 
-def _tables(factor: Factorised, shape: tuple[int, ...], num: int) -> tuple[Array, Array, Array]:
+def _tables(factor: Factorized, shape: tuple[int, ...], num: int) -> tuple[Array, Array, Array]:
     """Log weights, means and standard deviations for every coordinate, shape (coordinates, num)."""
     size, total = math.prod(shape), FIRST_CELLS + LEVELS * MORE_CELLS
 
@@ -217,6 +217,6 @@ def _merged(low: Array, high: Array, value: Array, num: int) -> tuple[Array, Arr
     shares = jnp.where(is_empty[:, None], 0.0, jnp.exp(by_group - jnp.where(is_empty, 0.0, log_weights)[:, None]))
     loc = shares @ middle
     variance = jnp.sum(shares * (jnp.square(middle - loc[:, None]) + jnp.square(width) / 12.0), axis=1)
-    # Twice the spread of a cell, so that neighbours overlap and r has no ripples.
+    # Twice the spread of a cell, so that neighbors overlap and r has no ripples.
     scale = jnp.where(is_empty, 1.0, 2.0 * jnp.sqrt(variance))
     return jnp.where(is_empty, NEVER + jnp.max(log_weights), log_weights), loc, jnp.maximum(scale, 1e-6)

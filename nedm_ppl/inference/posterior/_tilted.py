@@ -1,6 +1,6 @@
 r"""A law multiplied by r: exactly where the factors allow it, and near it where they do not (Section 2.5, equations 60, 61).
 
-| | normal law | bits | grey levels |
+| | normal law | bits | gray levels |
 |---|---|---|---|
 | `Known`, `NormalObservation` | exact | exact | exact |
 | `LinearObservation` | exact, coordinates tied together | | |
@@ -46,7 +46,7 @@ def tilt(
     Args:
         law: p, independent over coordinates, batch shape (*batch,).
         r: The multiplier.
-        at: For bits and grey levels, the state at which the other coordinates are held while the values of one are compared, shape
+        at: For bits and gray levels, the state at which the other coordinates are held while the values of one are compared, shape
             (*batch, *event); by default the likeliest.
         power: $\lambda$: multiply by $r^\lambda$.
         num_draws: Draws by which an r is averaged that has neither a closed form nor a gradient.

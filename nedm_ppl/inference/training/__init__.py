@@ -2,7 +2,7 @@
 
 from nedm_ppl.inference.training._fit import Fitted as Fitted
 from nedm_ppl.inference.training._fit import NonFiniteLossError as NonFiniteLossError
-from nedm_ppl.inference.training._fit import dequantise as dequantise
+from nedm_ppl.inference.training._fit import dequantize as dequantize
 from nedm_ppl.inference.training._fit import drop_context as drop_context
 from nedm_ppl.inference.training._fit import fit as fit
 from nedm_ppl.inference.training._fit import with_parameters as with_parameters

@@ -31,7 +31,7 @@ from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.chain._gaussian import GaussianDiffusion
 from nedm_ppl.models.reverse._context import rows_of_context
 
-__all__ = ["Augmentation", "Fitted", "NonFiniteLossError", "dequantise", "drop_context", "fit"]
+__all__ = ["Augmentation", "Fitted", "NonFiniteLossError", "dequantize", "drop_context", "fit"]
 
 Augmentation = Callable[..., Any]
 Batch = tuple[Array, Array | None]
@@ -51,7 +51,7 @@ class Fitted(NamedTuple):
             last entry, nats), and `validation_step`, `validation_bound`, `validation_se` (nats per datum).
         holdout: Mean bound per datum on the holdout with its standard error, nats; None without a holdout.
         seconds: Time spent in training steps, s, over all resumed parts.
-        num_updates: Optimiser updates made.
+        num_updates: Optimizer updates made.
     """
 
     diffusion: Diffusion
@@ -77,7 +77,7 @@ def fit(
     context: ArrayLike | None = None,
     num_updates: int,
     batch_size: int = 128,
-    optimiser: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     objective: ELBO | None = None,
     average_decay: float = 0.999,
     augment: Augmentation | None = None,
@@ -102,24 +102,24 @@ def fit(
         data: Training data, shape (N, *event), scaled as the process expects.
         context: The context of every datum, shape (N, *context_shape), for a network that takes one; minibatches are of pairs.
             By default the model is trained with the context it is given.
-        num_updates: Optimiser updates.
+        num_updates: Optimizer updates.
         batch_size: Data per step; at most N are used.
-        optimiser: Any optax transformation; by default Adam with a cosine decay from 1e-3 and gradients clipped at norm 1.
+        optimizer: Any optax transformation; by default Adam with a cosine decay from 1e-3 and gradients clipped at norm 1.
         objective: A NumPyro objective; by default `TrajectoryBound()`, one step of the chain per datum.
         average_decay: Decay of the exponential moving average of the weights, which is what is returned; 0 returns the last.
-        augment: `(key, batch) -> batch`, applied to every minibatch with a fresh key: dequantisation noise, shifts. With contexts
+        augment: `(key, batch) -> batch`, applied to every minibatch with a fresh key: dequantization noise, shifts. With contexts
             `(key, batch, contexts) -> (batch, contexts)`; `drop_context` is for these.
         validation: A part of the training set kept out, for early stopping; the best average on it is returned.
         validation_context: Its contexts, required where the data have them.
-        evaluate_every: Optimiser steps between evaluations on it.
+        evaluate_every: Optimizer steps between evaluations on it.
         patience: Stop after this many evaluations without a better one; None never stops early.
         holdout: Data evaluated once, at the end; nothing is chosen on it.
         holdout_context: Its contexts, required where the data have them.
         num_times: Steps of the chain per datum in evaluations, stratified; None takes all.
         checkpoint: Folder for the run's state; written every `checkpoint_every` steps and at the end.
-        checkpoint_every: Optimiser steps between two writes; a multiple of `log_every`.
+        checkpoint_every: Optimizer steps between two writes; a multiple of `log_every`.
         resume: Go on from the folder's last complete state, with the same arguments, to bit-identical weights. Another
-            model, data, key or option is refused; the optimiser's settings and `augment` cannot be compared and are trusted.
+            model, data, key or option is refused; the optimizer's settings and `augment` cannot be compared and are trusted.
         log_every: Steps between two entries of the history; they run as one compiled loop.
         progress: Whether to show a bar.
 
@@ -160,7 +160,7 @@ def fit(
     svi = SVI(
         scale(diffusion.model, 1.0 / batch_size),  # nats per datum, whatever the size of the minibatch
         scale(diffusion.guide, 1.0 / batch_size),
-        default_optimiser(num_updates) if optimiser is None else optimiser,
+        default_optimizer(num_updates) if optimizer is None else optimizer,
         TrajectoryBound() if objective is None else objective,
     )
     with unsampled_trajectories():
@@ -233,7 +233,7 @@ def fit(
     return Fitted(trained, record.history(), result, record.seconds, record.step)
 
 
-def default_optimiser(num_updates: int, learning_rate: float = 1e-3) -> optax.GradientTransformation:
+def default_optimizer(num_updates: int, learning_rate: float = 1e-3) -> optax.GradientTransformation:
     """Adam, gradients clipped at norm 1, a short warm-up and a cosine decay to a hundredth of the rate."""
     warmup = min(200, max(1, num_updates // 20))
     rate = optax.warmup_cosine_decay_schedule(
@@ -242,8 +242,8 @@ def default_optimiser(num_updates: int, learning_rate: float = 1e-3) -> optax.Gr
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
-def dequantise(width: float) -> Augmentation:
-    """Uniform noise over one grey level of the given width (in the units of the data), fresh for every minibatch."""
+def dequantize(width: float) -> Augmentation:
+    """Uniform noise over one gray level of the given width (in the units of the data), fresh for every minibatch."""
     return lambda key, batch: batch + width * (jax.random.uniform(key, batch.shape) - 0.5)
 
 
@@ -273,7 +273,7 @@ def with_parameters(diffusion: Diffusion, parameters: dict[str, Any]) -> Diffusi
 
 
 def _compiled(svi: SVI, augment: Augmentation | None, decay: float, key_augment: Array) -> Callable:
-    """Several optimiser steps as one compiled loop.
+    """Several optimizer steps as one compiled loop.
 
     (state, data, indices (steps, batch), first step) -> (state, losses (steps,), whether the weights are finite)."""
 

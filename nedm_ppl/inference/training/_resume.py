@@ -35,7 +35,7 @@ OTHER = {
     "validation": "another validation part",
     "context": "other contexts",
     "rng_key": "another key",
-    "arrays": "another model or optimiser",
+    "arrays": "another model or optimizer",
 }
 
 
@@ -44,7 +44,7 @@ class CheckpointError(ValueError):
 
 
 class TrainingRecord:
-    """Counts steps, keeps the history, and writes both with the state of the optimiser."""
+    """Counts steps, keeps the history, and writes both with the state of the optimizer."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class TrainingRecord:
             self._description["context"] = [_digest(np.ascontiguousarray(values).tobytes()) for values in contexts]
 
     def add_steps(self, count: int, bound: float, seconds: float) -> None:
-        """Note `count` optimiser steps and their mean bound (nats per datum)."""
+        """Note `count` optimizer steps and their mean bound (nats per datum)."""
         self.step += count
         self.seconds += seconds
         self._trace.append((self.step, float(bound)))

@@ -103,7 +103,7 @@ class GaussianDiffusion(DiffusionProcess):
 
     def evidence(self, t: ArrayLike, x_t: Array, levels: Array) -> Array:
         r"""What a coordinate says about itself: $\log \mathcal N(x_t; \sqrt{\bar\alpha_t}\, \ell, 1 - \bar\alpha_t)$ up to a
-        constant, for every grey level $\ell$; shape (*batch, *event, levels)."""
+        constant, for every gray level $\ell$; shape (*batch, *event, levels)."""
         alpha_bar, noise = self.schedule.alpha_bar[t], self.schedule.one_minus_alpha_bar[t]
         return -0.5 * jnp.square(x_t[..., None] - jnp.sqrt(alpha_bar) * levels) / noise
 

@@ -216,20 +216,20 @@ def log_snr_linear(num_steps: int, *, start: float = math.log(999.0), end: float
 
 
 def log_snr_logistic(
-    num_steps: int, *, start: float = 5.5, end: float = -4.0, centre: float = 2.5, scale: float = 1.5
+    num_steps: int, *, start: float = 5.5, end: float = -4.0, center: float = 2.5, scale: float = 1.5
 ) -> FixedSchedule:
     r"""Log signal-to-noise ratio falling from `start` at t = 1 to `end` at t = T along a logistic quantile function.
 
-    The steps are densest around `centre` with spread `scale` (nats): put them where the bound is lost.
+    The steps are densest around `center` with spread `scale` (nats): put them where the bound is lost.
     """
     num_steps = as_count("num_steps", num_steps)
     if not (end < start and scale > 0.0):
         raise ValueError(
             f"log_snr_logistic needs end < start and scale > 0; got start {start:g}, end {end:g}, scale {scale:g}."
         )
-    first, last = (1.0 / (1.0 + np.exp(-(np.array([start, end]) - centre) / scale))).tolist()
+    first, last = (1.0 / (1.0 + np.exp(-(np.array([start, end]) - center) / scale))).tolist()
     quantile = np.linspace(first, last, num_steps) if num_steps > 1 else np.array([last])
-    log_snr = centre + scale * (np.log(quantile) - np.log1p(-quantile))
+    log_snr = center + scale * (np.log(quantile) - np.log1p(-quantile))
     return from_alpha_bar(1.0 / (1.0 + np.exp(-log_snr)), one_minus=1.0 / (1.0 + np.exp(log_snr)))
 
 

@@ -23,7 +23,7 @@ class SigmoidMLP(TimedNetwork):
         num_steps: T.
         width: Units per hidden layer; 50 in the paper.
         depth: Number of hidden layers; 3 in the paper.
-        key: Initialises the hidden layers.
+        key: Initializes the hidden layers.
     """
 
     layers: tuple[eqx.nn.Linear, ...]

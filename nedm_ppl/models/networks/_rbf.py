@@ -1,4 +1,4 @@
-"""The paper's network for the swiss roll (Appendix D.1.1): normalised radial basis functions, a readout per step."""
+"""The paper's network for the swiss roll (Appendix D.1.1): normalized radial basis functions, a readout per step."""
 
 import math
 
@@ -22,10 +22,10 @@ class RBF(TimedNetwork):
         output_shape: Shape of the output.
         num_steps: T.
         width: Number of basis functions; 16 in the paper.
-        key: Draws the centres from N(0, I).
+        key: Draws the centers from N(0, I).
     """
 
-    centres: Array
+    centers: Array
     log_scales: Array
     readout: StepReadout
     output_shape: tuple[int, ...] = eqx.field(static=True)
@@ -42,7 +42,7 @@ class RBF(TimedNetwork):
         check_key(key, "key")
         event_shape, output_shape = as_shape("event_shape", event_shape), as_shape("output_shape", output_shape)
         num_steps, width = as_count("num_steps", num_steps), as_count("width", width)
-        self.centres = jax.random.normal(key, (width, math.prod(event_shape)))
+        self.centers = jax.random.normal(key, (width, math.prod(event_shape)))
         self.log_scales = jnp.zeros((width,))
         self.readout = StepReadout(width, math.prod(output_shape), num_steps)
         self.output_shape = output_shape
@@ -53,6 +53,6 @@ class RBF(TimedNetwork):
         return self.readout.num_steps
 
     def __call__(self, t: ArrayLike, x: Array) -> Array:
-        distance = jnp.sum(jnp.square(jnp.ravel(x) - self.centres), axis=-1) * jnp.exp(-2.0 * self.log_scales)
+        distance = jnp.sum(jnp.square(jnp.ravel(x) - self.centers), axis=-1) * jnp.exp(-2.0 * self.log_scales)
         hidden = jax.nn.softmax(-0.5 * distance)
         return jnp.reshape(self.readout(t, hidden), self.output_shape)

@@ -1,6 +1,6 @@
 r"""How a network knows the time: features of t for shared weights, and a readout of its own per step.
 
-A readout per step is the paper's way for its two small experiments. It costs T times the weights, so every optimiser step
+A readout per step is the paper's way for its two small experiments. It costs T times the weights, so every optimizer step
 is O(T); networks with a time embedding are O(1) in T.
 """
 

@@ -43,7 +43,7 @@ class ResidualMLP(TimedNetwork):
         num_steps: T.
         width: Units per block.
         depth: Number of blocks.
-        key: Initialises the weights.
+        key: Initializes the weights.
     """
 
     embed: eqx.nn.Linear

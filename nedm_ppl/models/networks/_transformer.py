@@ -39,9 +39,9 @@ class TransformerBlock(eqx.Module):
 
     def __call__(self, h: Array, time: Array) -> Array:
         scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = jnp.split(self.modulation(time), 6)
-        u = normalise(h) * (1.0 + scale_a) + shift_a
+        u = normalize(h) * (1.0 + scale_a) + shift_a
         h = h + (1.0 + gate_a) * jax.vmap(self.project)(self._attend(u))
-        u = normalise(h) * (1.0 + scale_m) + shift_m
+        u = normalize(h) * (1.0 + scale_m) + shift_m
         return h + (1.0 + gate_m) * jax.vmap(self.down)(jax.nn.silu(jax.vmap(self.up)(u)))
 
     def _attend(self, u: Array) -> Array:
@@ -67,7 +67,7 @@ class PatchTransformer(TimedNetwork):
         width: Features per patch.
         depth: Number of blocks.
         num_heads: Attention heads; divides `width`.
-        key: Initialises the weights.
+        key: Initializes the weights.
 
     Raises:
         ValueError: sizes that do not divide, or an output of another height and width.
@@ -127,7 +127,7 @@ class PatchTransformer(TimedNetwork):
         for block in self.blocks:
             h = block(h, time)
         scale, shift = jnp.split(self.modulation(time), 2)
-        return self._to_image(jax.vmap(self.readout)(normalise(h) * (1.0 + scale) + shift))
+        return self._to_image(jax.vmap(self.readout)(normalize(h) * (1.0 + scale) + shift))
 
     def _to_patches(self, x: Array) -> Array:
         rows, columns, p = x.shape[0] // self.patch, x.shape[1] // self.patch, self.patch
@@ -140,7 +140,7 @@ class PatchTransformer(TimedNetwork):
         return jnp.reshape(jnp.transpose(patches, (0, 2, 1, 3, 4)), self.output_shape)
 
 
-def normalise(h: Array) -> Array:
+def normalize(h: Array) -> Array:
     """Every row to mean 0 and variance 1."""
-    centred = h - jnp.mean(h, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-5)
+    centered = h - jnp.mean(h, axis=-1, keepdims=True)
+    return centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + 1e-5)

@@ -11,6 +11,6 @@ from nedm_ppl.models.reverse._mixture import fit_bit_mixture as fit_bit_mixture
 from nedm_ppl.models.reverse._reverse import DataPrediction as DataPrediction
 from nedm_ppl.models.reverse._reverse import DriftVariance as DriftVariance
 from nedm_ppl.models.reverse._reverse import NoisePrediction as NoisePrediction
-from nedm_ppl.models.reverse._reverse import Parameterisation as Parameterisation
+from nedm_ppl.models.reverse._reverse import Parameterization as Parameterization
 from nedm_ppl.models.reverse._reverse import Prediction as Prediction
 from nedm_ppl.models.reverse._reverse import VelocityPrediction as VelocityPrediction

@@ -1,4 +1,4 @@
-r"""Reverse kernels of discrete data: bits and grey levels.
+r"""Reverse kernels of discrete data: bits and gray levels.
 
 Where data are discrete, what a coordinate says about its own $x_0$ is known exactly: the evidence $q(x_t | x_0)$. The
 network then only has to say what the *other* coordinates and the context imply, and Bayes' rule does the rest:
@@ -25,12 +25,12 @@ from nedm_ppl.models.chain._bernoulli import BernoulliDiffusion
 from nedm_ppl.models.chain._gaussian import GaussianDiffusion
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.reverse._mixture import BitMixture
-from nedm_ppl.models.reverse._reverse import Network, Parameterisation, Prediction, map_network, require_gaussian
+from nedm_ppl.models.reverse._reverse import Network, Parameterization, Prediction, map_network, require_gaussian
 
-__all__ = ["BitPrediction", "FlipRate", "LevelPrediction", "Levels", "log_frequencies", "quantise"]
+__all__ = ["BitPrediction", "FlipRate", "LevelPrediction", "Levels", "log_frequencies", "quantize"]
 
 
-class FlipRate(Parameterisation):
+class FlipRate(Parameterization):
     r"""The paper's binomial kernel, $p(x_{t-1} | x_t) = \mathrm{Bernoulli}(f_b(x_t, t))$, its rate given directly.
 
     $\mathrm{logit} f_b = z + \mathrm{logit}\, q(x_t = 1 | x_{t-1} = x)$: a silent network is the forward kernel reversed
@@ -100,10 +100,10 @@ class BitPrediction(Prediction):
 
 
 class LevelPrediction(Prediction):
-    r"""Prediction of $x_0$ among known grey levels, for a Gaussian chain.
+    r"""Prediction of $x_0$ among known gray levels, for a Gaussian chain.
 
-    For t >= 2 the Gaussian step has the moments of the predicted categorical; the `quantised` first step is the
-    categorical itself, so that bits per pixel are honest without dequantisation.
+    For t >= 2 the Gaussian step has the moments of the predicted categorical; the `quantized` first step is the
+    categorical itself, so that bits per pixel are honest without dequantization.
 
     With `base` the logits are $z + b + \log q(x_t | \ell)$, and a silent network is the exact posterior of independent
     coordinates whose levels have log weights b. The network is then shown what that independent model believes, the
@@ -135,7 +135,7 @@ class LevelPrediction(Prediction):
         check_levels(self.levels)
 
     def data_logits(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Array:
-        r"""Unnormalised $\log p(x_0 = \ell | x_t)$ per coordinate, shape (*batch, *event, num_levels)."""
+        r"""Unnormalized $\log p(x_0 = \ell | x_t)$ per coordinate, shape (*batch, *event, num_levels)."""
         known = process.evidence(t, x, jnp.asarray(self.levels)) if self.evidence else 0.0
         if self.base is None:
             return self._output(process, t, x) + known
@@ -146,7 +146,7 @@ class LevelPrediction(Prediction):
         return map_network(self.network, t, seen, (*shape, len(self.levels) + 1), self.output_shape(shape)) + known
 
     def data_law(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
-        r"""$p(x_0 | x_t)$, a product of categoricals over the grey levels."""
+        r"""$p(x_0 | x_t)$, a product of categoricals over the gray levels."""
         return Levels(self.data_logits(process, t, x), self.levels).to_event(process.event_dim)
 
     def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -178,7 +178,7 @@ class Levels(Distribution):
     """A categorical law over known real values.
 
     Args:
-        logits: Unnormalised log weights, shape (*batch, num_levels).
+        logits: Unnormalized log weights, shape (*batch, num_levels).
         levels: The values, increasing, num_levels of them.
     """
 
@@ -220,11 +220,11 @@ class Levels(Distribution):
 
 
 def log_frequencies(data: ArrayLike, levels: Sequence[float] | ArrayLike, *, pseudo_count: float = 0.3) -> Array:
-    """Log frequencies of the levels at every coordinate, shape (*event, num_levels), centred over levels.
+    """Log frequencies of the levels at every coordinate, shape (*event, num_levels), centered over levels.
 
     Args:
         data: Training data, shape (N, *event); every value is taken as the nearest level.
-        levels: The grey levels.
+        levels: The gray levels.
         pseudo_count: Added to every count.
     """
     values = jnp.asarray(levels)
@@ -234,16 +234,16 @@ def log_frequencies(data: ArrayLike, levels: Sequence[float] | ArrayLike, *, pse
     return logits - jnp.mean(logits, axis=-1, keepdims=True)
 
 
-def quantise(normal: dist.Normal, levels: tuple[float, ...]) -> Levels:
+def quantize(normal: dist.Normal, levels: tuple[float, ...]) -> Levels:
     """A Gaussian integrated over the bins around known levels; bins meet half way, the outer two are unbounded.
 
     Args:
         normal: Independent Gaussians, batch shape (*batch, *event), before `to_event`.
-        levels: The grey levels, increasing.
+        levels: The gray levels, increasing.
     """
-    centres = jnp.asarray(levels)
-    inner = 0.5 * (centres[1:] + centres[:-1])
-    far = 1e3 * (1.0 + jnp.abs(centres[-1] - centres[0]))  # finite, so that gradients are
+    centers = jnp.asarray(levels)
+    inner = 0.5 * (centers[1:] + centers[:-1])
+    far = 1e3 * (1.0 + jnp.abs(centers[-1] - centers[0]))  # finite, so that gradients are
     edges = jnp.concatenate([inner[:1] - far, inner, inner[-1:] + far])
     loc, scale = jnp.broadcast_arrays(normal.loc, normal.scale)
     z = (edges - loc[..., None]) / scale[..., None]
@@ -262,9 +262,9 @@ def check_levels(levels: tuple[float, ...]) -> None:
         raise ValueError(f"levels must be at least two increasing values; got {levels}.")
 
 
-def require_bernoulli(parameterisation: Parameterisation, process: DiffusionProcess) -> None:
+def require_bernoulli(parameterization: Parameterization, process: DiffusionProcess) -> None:
     if not isinstance(process, BernoulliDiffusion):
         raise ValueError(
-            f"{type(parameterisation).__name__} needs a BernoulliDiffusion; got a {type(process).__name__}. "
-            "For real data use DataPrediction, for grey levels LevelPrediction."
+            f"{type(parameterization).__name__} needs a BernoulliDiffusion; got a {type(process).__name__}. "
+            "For real data use DataPrediction, for gray levels LevelPrediction."
         )

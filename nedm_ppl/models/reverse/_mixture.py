@@ -3,7 +3,7 @@ r"""Mixtures of independent bits, and what they say about each bit of a noisy da
 $$p(x_0) = \sum_k w_k \prod_i r_{ki}^{x_{0i}} (1 - r_{ki})^{1 - x_{0i}}.$$
 
 A unit k is a soft word: its bits are near 0, near 1 or open. Noise acts on every bit alone, so that Bayes' rule under this
-law is two matrix products with a softmax between them, a normalised radial basis function network that needs no learning
+law is two matrix products with a softmax between them, a normalized radial basis function network that needs no learning
 to know how noisy its input is: with $\ell_{ki} = r_{ki}\, q(x_{ti} | 1) + (1 - r_{ki})\, q(x_{ti} | 0)$,
 
 $$\pi_k \propto w_k \prod_i \ell_{ki}, \qquad
@@ -32,7 +32,7 @@ class BitMixture(eqx.Module):
 
     Attributes:
         logits: Log odds of a 1 in every component, $\mathrm{logit}\, r$, shape (num_components, *event).
-        log_weights: Unnormalised $\log w$, shape (num_components,).
+        log_weights: Unnormalized $\log w$, shape (num_components,).
     """
 
     logits: Array
@@ -101,7 +101,7 @@ def fit_bit_mixture(
     batch_size: int = 4096,
     pseudo_count: float = 1.0,
 ) -> BitMixture:
-    r"""Maximum likelihood by online expectation-maximisation, from rows of the data.
+    r"""Maximum likelihood by online expectation-maximization, from rows of the data.
 
     After minibatch n the expected counts move by $1/\sqrt n$ of the way to the minibatch's own; in the last pass the step
     falls as 1/n instead, so that the result averages over all of it. Source: Cappé and Moulines, On-line

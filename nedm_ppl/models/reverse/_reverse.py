@@ -1,8 +1,8 @@
 r"""Reverse kernels: what a network's output means (Sections 2.2 and D.2.3).
 
-A parameterisation turns a network into $p(x_{t-1} | x_t)$ for a given process. A network is any callable `(t, x) -> array`
+A parameterization turns a network into $p(x_{t-1} | x_t)$ for a given process. A network is any callable `(t, x) -> array`
 on **one** datum, with `t` a scalar integer; batches are mapped over it here, and nowhere else. A user's own kernel needs
-none of this: any callable `(t, x) -> Distribution` takes the place of a parameterisation.
+none of this: any callable `(t, x) -> Distribution` takes the place of a parameterization.
 
 A prediction of $x_0$ is a law $\hat p(x_0 | x_t)$, which becomes a step by averaging the posterior over it:
 $p(x_{t-1} | x_t) = \mathrm{E}\, q(x_{t-1} | x_t, x_0)$, exactly for bits and by its moments for a Gaussian chain
@@ -33,7 +33,7 @@ __all__ = [
     "DriftVariance",
     "Network",
     "NoisePrediction",
-    "Parameterisation",
+    "Parameterization",
     "Prediction",
     "VelocityPrediction",
     "map_network",
@@ -42,7 +42,7 @@ __all__ = [
 Network = Callable[[ArrayLike, Array], Array]
 
 
-class Parameterisation(eqx.Module):
+class Parameterization(eqx.Module):
     """A network, and the rule that makes a reverse kernel of it; `network` maps (t, one datum) to `output_shape`."""
 
     network: eqx.AbstractVar[Network]
@@ -57,10 +57,10 @@ class Parameterisation(eqx.Module):
 
     @abstractmethod
     def check_process(self, process: DiffusionProcess) -> None:
-        """Raise a ValueError where this parameterisation means nothing for `process`."""
+        """Raise a ValueError where this parameterization means nothing for `process`."""
 
     def check_data(self, x0: ArrayLike) -> None:
-        """Raise a ValueError where data cannot be what this parameterisation predicts; any can, unless it says otherwise."""
+        """Raise a ValueError where data cannot be what this parameterization predicts; any can, unless it says otherwise."""
 
     def check_num_steps(self, num_steps: int) -> None:
         """Raise a ValueError where a network inside was made for another number of steps than the schedule's, T."""
@@ -79,8 +79,8 @@ class Parameterisation(eqx.Module):
         return map_network(self.network, t, x, process.event_shape, self.output_shape(process.event_shape))
 
 
-class Prediction(Parameterisation):
-    """A parameterisation that predicts $x_0$: its kernel is the step that the predicted law implies."""
+class Prediction(Parameterization):
+    """A parameterization that predicts $x_0$: its kernel is the step that the predicted law implies."""
 
     @abstractmethod
     def data_law(self, process: Any, t: ArrayLike, x: Array) -> Distribution:
@@ -90,8 +90,8 @@ class Prediction(Parameterisation):
         return process.reverse_step(t, x, self.data_law(process, t, x))
 
 
-class DriftVariance(Parameterisation):
-    r"""The paper's parameterisation, equations 64 and 65.
+class DriftVariance(Parameterization):
+    r"""The paper's parameterization, equations 64 and 65.
 
     $\Sigma = \sigma(z^\Sigma + \mathrm{logit}\, \beta_t)$ and $\mu = (x - z^\mu)(1 - \Sigma) + z^\mu$, per coordinate:
     the step contracts towards $z^\mu$ at a rate set by $z^\Sigma$, and a silent network nearly reverses a chain of noise.
@@ -244,9 +244,9 @@ def map_network(
     return jnp.reshape(output, (*batch_shape, *output_shape))
 
 
-def require_gaussian(parameterisation: Parameterisation, process: DiffusionProcess) -> None:
+def require_gaussian(parameterization: Parameterization, process: DiffusionProcess) -> None:
     if not isinstance(process, GaussianDiffusion):
         raise ValueError(
-            f"{type(parameterisation).__name__} needs a GaussianDiffusion; got a {type(process).__name__}. "
+            f"{type(parameterization).__name__} needs a GaussianDiffusion; got a {type(process).__name__}. "
             "For bits use FlipRate or BitPrediction."
         )

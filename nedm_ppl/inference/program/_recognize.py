@@ -1,8 +1,8 @@
 r"""What the observed sites of a program are to x, by the program's structure.
 
-A site is recognised where its law is Gaussian with a mean that is affine in x, or where each of its elements depends on one
+A site is recognized where its law is Gaussian with a mean that is affine in x, or where each of its elements depends on one
 coordinate of x. Types say which law a site has, and `structure` what depends on what and how, for every value of the arguments
-and of the other latents. What is recognised guides particles; the program's density weighs them.
+and of the other latents. What is recognized guides particles; the program's density weighs them.
 """
 
 from collections.abc import Callable
