@@ -319,12 +319,9 @@ def marginal_log_likelihood(
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)
     check_concrete("marginal_log_likelihood", "inference.trajectory_log_weight", rng_key, diffusion, x0, context)
-    num_trajectories, max_trajectories = (
-        as_count("num_trajectories", num_trajectories),
-        as_count("max_trajectories", max_trajectories),
-    )
-    batch_size = as_count("batch_size", batch_size)
-    _check_target(num_trajectories, target_se, max_trajectories)
+    start, most = as_count("num_trajectories", num_trajectories), as_count("max_trajectories", max_trajectories)
+    most, batch_size = start if target_se is None else most, as_count("batch_size", batch_size)
+    _check_target(start, target_se, most)
     check_unmasked("context", context)
     values = whole("x0", x0)
     diffusion.process.check_shape(values)
@@ -332,13 +329,36 @@ def marginal_log_likelihood(
     batch_shape = values.shape[: values.ndim - diffusion.process.event_dim]
     flat = values.reshape(-1, *diffusion.event_shape)
     diffusion.check_data(flat)
-    most = num_trajectories if target_se is None else max_trajectories
     contexts = rows_of_context(diffusion, context, batch_shape)
     sampler = _Sampler(rng_key, diffusion, flat, contexts, min(batch_size, _few_sizes(most * len(flat))), memory_limit)
+    log_weights, count = _draw_until(sampler, start, most, target_se, progress)
+    is_discrete = diffusion.process.stationary().is_discrete or diffusion.first_step == "quantized"
+    result = LogLikelihood.from_log_weights(
+        log_weights.reshape(-1, *batch_shape),
+        num_trajectories=count.reshape(batch_shape),
+        target_se=target_se,
+        data=values,
+        unit=UNITS[is_discrete],
+    )
+    if not result.reached.all():
+        warnings.warn(
+            f"target_se {target_se:g} was not reached for {int((~result.reached).sum())} of {count.size} data by {most} "
+            f"trajectories; their largest standard error is {float(result.se.max()):.3g} nats. Raise max_trajectories, or train "
+            "the model further.",
+            TargetNotReachedWarning,
+            stacklevel=2,
+        )
+    return result
 
+
+def _draw_until(
+    sampler: "_Sampler", start: int, most: int, target_se: float | None, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log weights (S, N), and how many each datum has: `start`, or twice as many for those above the target, up to `most`."""
+    num_data = len(sampler.x0)
     with tqdm(desc="trajectories", total=0, unit="", unit_scale=True, disable=not progress) as bar:
-        log_weights = sampler.draw(np.arange(len(flat)), 0, num_trajectories, bar)
-        count = np.full(len(flat), num_trajectories)
+        log_weights = sampler.draw(np.arange(num_data), 0, start, bar)
+        count = np.full(num_data, start)
         while target_se is not None:
             result = LogLikelihood.from_log_weights(log_weights, num_trajectories=count, target_se=target_se)
             active = np.flatnonzero(~result.reached & (count < most))
@@ -346,28 +366,11 @@ def marginal_log_likelihood(
                 break
             drawn = len(log_weights)
             more = min(drawn, most - drawn)
-            fresh = np.full((more, len(flat)), np.nan, np.float32)
+            fresh = np.full((more, num_data), np.nan, np.float32)
             fresh[:, active] = sampler.draw(active, drawn, more, bar)
             log_weights = np.concatenate([log_weights, fresh])
             count[active] += more
-
-    discrete = diffusion.process.stationary().is_discrete or diffusion.first_step == "quantized"
-    result = LogLikelihood.from_log_weights(
-        log_weights.reshape(-1, *batch_shape),
-        num_trajectories=count.reshape(batch_shape),
-        target_se=target_se,
-        data=values,
-        unit=UNITS[discrete],
-    )
-    if not result.reached.all():
-        missed = int((~result.reached).sum())
-        warnings.warn(
-            f"target_se {target_se:g} was not reached for {missed} of {count.size} data by {most} trajectories; their largest "
-            f"standard error is {float(result.se.max()):.3g} nats. Raise max_trajectories, or train the model further.",
-            TargetNotReachedWarning,
-            stacklevel=2,
-        )
-    return result
+    return log_weights, count
 
 
 def _hash(data: ArrayLike) -> str:

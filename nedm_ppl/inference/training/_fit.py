@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -34,7 +34,6 @@ from nedm_ppl.models.reverse._context import rows_of_context
 __all__ = ["Augmentation", "Fitted", "NonFiniteLossError", "dequantize", "drop_context", "fit"]
 
 Augmentation = Callable[..., Any]
-Batch = tuple[Array, Array | None]
 BITS = 1.0 / np.log(2.0)
 
 
@@ -59,6 +58,45 @@ class Fitted(NamedTuple):
     holdout: Estimate | None
     seconds: float
     num_updates: int
+
+
+class _Part(NamedTuple):
+    """Data, shape (N, *event), and the context of every datum, or None."""
+
+    x0: Any
+    context: Array | None
+
+
+class _Plan(NamedTuple):
+    """The numbers of a run, as `fit` takes them."""
+
+    num_updates: int
+    batch_size: int
+    average_decay: float
+    num_times: int | None
+    patience: int | None
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+
+    def checked(self, num_data: int, is_kept: bool, resume: bool, is_validated: bool) -> "_Plan":
+        """Whole numbers, and a batch no larger than the data; a ValueError where they do not suit each other."""
+        least = {"num_updates": 1, "batch_size": 1, "log_every": 1, "evaluate_every": 1, "checkpoint_every": 1}
+        values: dict[str, Any] = {n: as_count(n, getattr(self, n), least=of) for n, of in least.items()}
+        for name, of in (("num_times", 1), ("patience", 0)):
+            values[name] = None if getattr(self, name) is None else as_count(name, getattr(self, name), least=of)
+        plan = self._replace(**values | {"batch_size": min(values["batch_size"], num_data)})
+        if not 0.0 <= plan.average_decay < 1.0:
+            raise ValueError(f"average_decay must lie in [0, 1); got {plan.average_decay:g}.")
+        if resume and not is_kept:
+            raise ValueError("checkpoint must name the folder to resume from where resume is True; got None.")
+        if is_kept and plan.checkpoint_every % plan.log_every:
+            raise ValueError(
+                f"checkpoint_every must be a multiple of log_every = {plan.log_every}; got {plan.checkpoint_every}."
+            )
+        if plan.patience is not None and not is_validated:
+            raise ValueError("validation must be given where patience is: early stopping needs data to stop on.")
+        return plan
 
 
 class _State(NamedTuple):
@@ -131,106 +169,41 @@ def fit(
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)
     check_concrete("fit", "numpyro's SVI with inference.TrajectoryBound", rng_key, diffusion, data, context)
-    data = _checked(diffusion, data, "data")
-    validation = None if validation is None else _checked(diffusion, validation, "validation")
-    holdout = None if holdout is None else _checked(diffusion, holdout, "holdout")
-    parts = {
-        "": (data, context),
-        "validation_": (validation, validation_context),
-        "holdout_": (holdout, holdout_context),
-    }
-    contexts = {name: _checked_context(diffusion, name, *part, context) for name, part in parts.items()}
-    num_updates, batch_size = as_count("num_updates", num_updates), as_count("batch_size", batch_size)
-    log_every, evaluate_every = as_count("log_every", log_every), as_count("evaluate_every", evaluate_every)
-    checkpoint_every = as_count("checkpoint_every", checkpoint_every)
-    num_times = None if num_times is None else as_count("num_times", num_times)
-    patience = None if patience is None else as_count("patience", patience, least=0)
-    if not 0.0 <= average_decay < 1.0:
-        raise ValueError(f"average_decay must lie in [0, 1); got {average_decay:g}.")
-    if resume and checkpoint is None:
-        raise ValueError("checkpoint must name the folder to resume from where resume is True; got None.")
-    if checkpoint is not None and checkpoint_every % log_every:
-        raise ValueError(f"checkpoint_every must be a multiple of log_every = {log_every}; got {checkpoint_every}.")
-    if patience is not None and validation is None:
-        raise ValueError("validation must be given where patience is: early stopping needs data to stop on.")
-    _warn_of_scale(diffusion, data)
-
-    batch_size = min(batch_size, len(data))
-    key_init, key_data, key_eval, key_holdout = jax.random.split(rng_key, 4)
-    svi = SVI(
-        scale(diffusion.model, 1.0 / batch_size),  # nats per datum, whatever the size of the minibatch
-        scale(diffusion.guide, 1.0 / batch_size),
-        default_optimizer(num_updates) if optimizer is None else optimizer,
-        TrajectoryBound() if objective is None else objective,
-    )
-    with unsampled_trajectories():
-        svi_state = svi.init(key_init, *_rows((jnp.asarray(data), contexts[""]), jnp.arange(batch_size)))
-    parameters = svi.get_params(svi_state)
-    if not parameters:
-        raise ValueError("diffusion must have parameters to train; its reverse kernel has no floating-point arrays.")
-    state = _State(svi_state, parameters, parameters)
-    record = TrainingRecord(
-        diffusion=diffusion,
-        data=data,
-        validation=validation,
-        rng_key=rng_key,
-        average_decay=average_decay,
-        num_times=num_times,
-        patience=patience,
-        objective=_described(svi.loss),
-        contexts=[values for values in (contexts[""], contexts["validation_"]) if values is not None],
-        num_updates=num_updates,
-        batch_size=batch_size,
-        log_every=log_every,
-        evaluate_every=evaluate_every,
-    )
+    train = cast(_Part, _part(diffusion, "", data, context, context))
+    stop_on = _part(diffusion, "validation", validation, validation_context, context)
+    report_on = _part(diffusion, "holdout", holdout, holdout_context, context)
     folder = None if checkpoint is None else Path(checkpoint)
-    if folder is not None:
-        state = record.open(folder, state, resume=resume)
+    plan = _Plan(
+        num_updates, batch_size, average_decay, num_times, patience, log_every, evaluate_every, checkpoint_every
+    ).checked(len(train.x0), folder is not None, resume, stop_on is not None)
+    _warn_of_scale(diffusion, train.x0)
 
-    seed = int(jax.random.randint(key_data, (), 0, np.iinfo(np.int32).max))
-    run = _compiled(svi, augment, average_decay, jax.random.fold_in(key_data, 1))
-    on_device = jnp.asarray(data)
-    null = estimate(diffusion.null_log_prob(on_device)).mean
+    key_init, key_data, key_eval, key_holdout = jax.random.split(rng_key, 4)
+    svi = _svi(diffusion, default_optimizer(plan.num_updates) if optimizer is None else optimizer, objective, plan)
+    state = _first_state(svi, key_init, train, plan)
+    record = _record(rng_key, diffusion, svi, train, stop_on, plan)
+    state = record.open(folder, state, resume=resume)
+    advance = _advancing(svi, augment, key_data, train, plan)
+    null = estimate(diffusion.null_log_prob(train.x0)).mean
 
-    with tqdm(total=num_updates, initial=record.step, desc="fit", unit="update", disable=not progress) as bar:
-        while record.step < num_updates and not record.stopped(patience):
-            count = min(log_every, num_updates - record.step)
-            start = time.perf_counter()
-            indices = _minibatches(seed, len(data), batch_size, record.step, count)
-            new_state, losses, finite = run(state, (on_device, contexts[""]), jnp.asarray(indices), record.step)
-            losses = np.asarray(losses)
-            if not (finite and np.all(np.isfinite(losses))):
-                bad = ~np.isfinite(losses)
-                at = int(np.argmax(bad)) if bad.any() else count - 1
-                what = f"the loss was {losses[at]}" if bad.any() else "the weights were no longer finite"
-                kept = "" if folder is None else f" The last checkpoint in {folder} is intact."
-                raise NonFiniteLossError(
-                    f"{what} at step {record.step + at + 1}. Lower the learning rate, or clip the gradient.{kept}"
-                )
-            state = new_state
-            record.add_steps(count, -losses.mean(), time.perf_counter() - start)
+    with tqdm(total=plan.num_updates, initial=record.step, desc="fit", unit="update", disable=not progress) as bar:
+        while record.step < plan.num_updates and not record.stopped(plan.patience):
+            count, start = min(plan.log_every, plan.num_updates - record.step), time.perf_counter()
+            state, bound = _finite(advance(state, record.step, count), record.step, folder)
+            record.add_steps(count, bound, time.perf_counter() - start)
             bar.update(count)
-            bar.set_postfix_str(f"bound {-losses.mean() * BITS:.3f} bits, null {null * BITS:.3f}")
-            if validation is not None and (record.step % evaluate_every < count or record.step == num_updates):
-                average = with_parameters(diffusion, state.average)
-                terms = evaluate(key_eval, average, validation, context=contexts["validation_"], num_times=num_times)
-                value = estimate(terms.total)
+            bar.set_postfix_str(f"bound {bound * BITS:.3f} bits, null {null * BITS:.3f}")
+            if stop_on is not None and (record.step % plan.evaluate_every < count or record.step == plan.num_updates):
+                value = _bound(key_eval, with_parameters(diffusion, state.average), stop_on, plan.num_times, False)
                 if record.add_validation(value):
                     state = state._replace(best=state.average)
-            ended = record.step == num_updates or record.stopped(patience)
-            if folder is not None and (record.step % checkpoint_every == 0 or ended):
+            ended = record.step == plan.num_updates or record.stopped(plan.patience)
+            if folder is not None and (record.step % plan.checkpoint_every == 0 or ended):
                 record.write(folder, state)
 
-    chosen = state.average if validation is None else state.best
-    trained = with_parameters(diffusion, chosen)
-    result = None
-    if holdout is not None:
-        terms = evaluate(
-            key_holdout, trained, holdout, context=contexts["holdout_"], num_times=num_times, progress=progress
-        )
-        result = estimate(terms.total)
-    return Fitted(trained, record.history(), result, record.seconds, record.step)
+    trained = with_parameters(diffusion, state.average if stop_on is None else state.best)
+    found = None if report_on is None else _bound(key_holdout, trained, report_on, plan.num_times, progress)
+    return Fitted(trained, record.history(), found, record.seconds, record.step)
 
 
 def default_optimizer(num_updates: int, learning_rate: float = 1e-3) -> optax.GradientTransformation:
@@ -272,14 +245,48 @@ def with_parameters(diffusion: Diffusion, parameters: dict[str, Any]) -> Diffusi
     return eqx.combine(parameters["diffusion$params"], diffusion)
 
 
-def _compiled(svi: SVI, augment: Augmentation | None, decay: float, key_augment: Array) -> Callable:
-    """Several optimizer steps as one compiled loop.
+def _svi(diffusion: Diffusion, optimizer: Any, objective: ELBO | None, plan: _Plan) -> SVI:
+    """NumPyro's SVI on nats per datum, whatever the size of the minibatch."""
+    programs = (scale(program, 1.0 / plan.batch_size) for program in (diffusion.model, diffusion.guide))
+    return SVI(*programs, optimizer, TrajectoryBound() if objective is None else objective)
 
-    (state, data, indices (steps, batch), first step) -> (state, losses (steps,), whether the weights are finite)."""
 
-    def step(carry: tuple[_State, Array], index: Array, data: Batch) -> tuple[tuple[_State, Array], Array]:
+def _first_state(svi: SVI, rng_key: Array, data: _Part, plan: _Plan) -> _State:
+    with unsampled_trajectories():
+        state = svi.init(rng_key, *_rows(_Part(jnp.asarray(data.x0), data.context), jnp.arange(plan.batch_size)))
+    parameters = svi.get_params(state)
+    if not parameters:
+        raise ValueError("diffusion must have parameters to train; its reverse kernel has no floating-point arrays.")
+    return _State(state, parameters, parameters)
+
+
+def _record(
+    rng_key: Array, diffusion: Diffusion, svi: SVI, train: _Part, validation: _Part | None, plan: _Plan
+) -> TrainingRecord:
+    options = plan._asdict()
+    del options["checkpoint_every"]  # may change
+    return TrainingRecord(
+        diffusion=diffusion,
+        rng_key=rng_key,
+        data=train.x0,
+        validation=None if validation is None else validation.x0,
+        contexts=[part.context for part in (train, validation) if part is not None and part.context is not None],
+        objective=_described(svi.loss),
+        **options,
+    )
+
+
+def _advancing(
+    svi: SVI, augment: Augmentation | None, key_data: Array, data: _Part, plan: _Plan
+) -> Callable[[_State, int, int], tuple[_State, Array, Array]]:
+    """(state, first, count) -> (state, losses (count,), whether the weights are finite): updates as one compiled loop."""
+    seed = int(jax.random.randint(key_data, (), 0, np.iinfo(np.int32).max))
+    key_augment = jax.random.fold_in(key_data, 1)
+    on_device, decay = _Part(jnp.asarray(data.x0), data.context), plan.average_decay
+
+    def update(carry: tuple[_State, Array], index: Array, data: _Part) -> tuple[tuple[_State, Array], Array]:
         state, number = carry
-        batch = _rows(data, index)
+        batch: Any = _rows(data, index)
         if augment is not None:
             key = jax.random.fold_in(key_augment, number)
             batch = (augment(key, batch[0]), None) if batch[1] is None else augment(key, *batch)
@@ -289,16 +296,39 @@ def _compiled(svi: SVI, augment: Augmentation | None, decay: float, key_augment:
         return (_State(svi_state, average, state.best), number + 1), loss
 
     @jax.jit
-    def run(state: _State, data: Batch, indices: Array, first: ArrayLike) -> tuple[_State, Array, Array]:
-        (state, _), losses = jax.lax.scan(lambda c, i: step(c, i, data), (state, jnp.asarray(first)), indices)
+    def run(state: _State, data: _Part, indices: Array, first: ArrayLike) -> tuple[_State, Array, Array]:
+        (state, _), losses = jax.lax.scan(lambda c, i: update(c, i, data), (state, jnp.asarray(first)), indices)
         finite = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(svi.get_params(state.svi))]
         return state, losses, jnp.all(jnp.stack(finite))
 
-    return run
+    def advance(state: _State, first: int, count: int) -> tuple[_State, Array, Array]:
+        indices = _minibatches(seed, len(data.x0), plan.batch_size, first, count)
+        return run(state, on_device, jnp.asarray(indices), first)
+
+    return advance
 
 
-def _rows(data: Batch, index: Array) -> Batch:
-    return data[0][index], None if data[1] is None else data[1][index]
+def _finite(after: tuple[_State, Array, Array], first: int, folder: Path | None) -> tuple[_State, float]:
+    """The state and the mean bound of its last updates, nats; a NonFiniteLossError where either is lost."""
+    state, losses, bad = after[0], np.asarray(after[1]), ~np.isfinite(np.asarray(after[1]))
+    if not after[2] or bad.any():
+        at = int(np.argmax(bad)) if bad.any() else len(losses) - 1
+        what = f"the loss was {losses[at]}" if bad.any() else "the weights were no longer finite"
+        kept = "" if folder is None else f" The last checkpoint in {folder} is intact."
+        raise NonFiniteLossError(
+            f"{what} at step {first + at + 1}. Lower the learning rate, or clip the gradient.{kept}"
+        )
+    return state, -losses.mean()
+
+
+def _bound(rng_key: Array, diffusion: Diffusion, part: _Part, num_times: int | None, progress: bool) -> Estimate:
+    """Mean K of a part of the data, nats per datum."""
+    terms = evaluate(rng_key, diffusion, part.x0, context=part.context, num_times=num_times, progress=progress)
+    return estimate(terms.total)
+
+
+def _rows(data: _Part, index: Array) -> _Part:
+    return _Part(data.x0[index], None if data.context is None else data.context[index])
 
 
 def _minibatches(seed: int, num_data: int, batch_size: int, first: int, count: int) -> np.ndarray:
@@ -319,26 +349,25 @@ def _described(objective: ELBO) -> str:
     return f"{type(objective).__name__}({options})"
 
 
-def _checked(diffusion: Diffusion, x0: ArrayLike, name: str) -> np.ndarray:
-    x0 = whole(name, x0)
-    try:
-        diffusion.check_data(x0)
-    except ValueError as error:
-        raise ValueError(str(error).replace("x0", name, 1)) from None
-    return np.asarray(x0, jnp.result_type(float))
-
-
-def _checked_context(
-    diffusion: Diffusion, part: str, x0: np.ndarray | None, context: ArrayLike | None, trained: ArrayLike | None
-) -> Array | None:
-    """The context of every datum of a part of the data; None where training has none."""
+def _part(
+    diffusion: Diffusion, name: str, x0: ArrayLike | None, context: ArrayLike | None, trained: ArrayLike | None
+) -> _Part | None:
+    """A part of the data, checked, with the context of every datum, or None where training has none; None for no part."""
+    prefix = f"{name}_" if name else ""
     if (context is None) != (x0 is None or trained is None):
         raise ValueError(
-            f"{part}context must be given where its data and the training data's context are, and not elsewhere; got "
+            f"{prefix}context must be given where its data and the training data's context are, and not elsewhere; got "
             f"{'none' if context is None else 'some'}."
         )
-    check_unmasked(f"{part}context", context)
-    return None if x0 is None else rows_of_context(diffusion, context, (len(x0),))
+    if x0 is None:
+        return None
+    values = whole(name or "data", x0)
+    try:
+        diffusion.check_data(values)
+    except ValueError as error:
+        raise ValueError(str(error).replace("x0", name or "data", 1)) from None
+    check_unmasked(f"{prefix}context", context)
+    return _Part(np.asarray(values, jnp.result_type(float)), rows_of_context(diffusion, context, (len(values),)))
 
 
 def _warn_of_scale(diffusion: Diffusion, data: np.ndarray) -> None:

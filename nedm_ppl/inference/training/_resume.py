@@ -26,7 +26,7 @@ from nedm_ppl.inference.bound._evaluation import Estimate
 
 __all__ = ["CheckpointError", "TrainingRecord"]
 
-DESCRIPTION, STEPS, VERSION, KEPT = "run.json", "steps", 2, 2
+DESCRIPTION, STEPS, VERSION, KEPT = "run.json", "steps", 3, 2
 BEGUN = {".run.json.new", "run.tmp"}  # what a run leaves that was killed as it began
 UNFINISHED = ".orbax-checkpoint-tmp"
 OTHER = {
@@ -103,8 +103,10 @@ class TrainingRecord:
             "validation_se": validation[:, 2],
         }
 
-    def open(self, folder: Path, state: Any, *, resume: bool) -> Any:
-        """Prepare the folder for a new run, or read the last complete state of the run it holds."""
+    def open(self, folder: Path | None, state: Any, *, resume: bool) -> Any:
+        """Prepare the folder for a new run, or read the last complete state of the run it holds; nothing where there is none."""
+        if folder is None:
+            return state
         self._description["arrays"] = [[list(leaf.shape), str(leaf.dtype)] for leaf in _leaves(state)]
         file = folder / DESCRIPTION
         used = folder.exists() and any(path.name not in BEGUN for path in folder.iterdir())
