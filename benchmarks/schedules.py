@@ -51,16 +51,16 @@ def main() -> None:
             )
             losses = inference.step_losses(terms).mean
             bound = np.asarray(terms.total, np.float64)
-            gained = "" if before is None else str(inference.estimate(bound - before) * BITS)
+            gained = "" if before is None else str(inference.Estimate.of(bound - before) * BITS)
             table.add_row(
                 label,
-                str(inference.estimate(bound) * BITS),
+                str(inference.Estimate.of(bound) * BITS),
                 str(likelihood.mean * BITS),
                 f"{losses.max() / losses.mean():.2f}",
                 gained,
             )
             before, schedule = bound, models.schedules.from_losses(schedule, losses)
-    truth = inference.estimate(data.swiss_roll_log_density(holdout)) * BITS
+    truth = inference.Estimate.of(data.swiss_roll_log_density(holdout)) * BITS
     table.caption = (
         f"exact mean log density on the holdout {truth} bits; {args.steps} optimizer steps, seed {args.seed}"
     )

@@ -38,7 +38,7 @@ def main(num_training_steps: int = 1500, num_steps: int = 500) -> inference.Esti
         evaluate_every=500,
     )
     terms = inference.evaluate(jax.random.key(2), fitted.diffusion, digits.holdout, num_times=32)
-    bits = inference.estimate(terms.total) * (-1.0 / (64 * np.log(2.0)))
+    bits = inference.Estimate.of(terms.total) * (-1.0 / (64 * np.log(2.0)))
     print(f"{bits} discrete bits per pixel on the holdout (lower is better)")
     return bits
 

@@ -19,7 +19,7 @@ def main(num_training_steps: int = 3000, num_steps: int = 500) -> inference.Esti
 
     fitted = inference.fit(jax.random.key(1), diffusion, data.heartbeat(0, 10_000), num_updates=num_training_steps)
     terms = inference.evaluate(jax.random.key(2), fitted.diffusion, data.heartbeat(1, 500))
-    bound = inference.estimate(terms.total) * (1.0 / np.log(2.0))
+    bound = inference.Estimate.of(terms.total) * (1.0 / np.log(2.0))
     print(f"bound K {bound} bits per sequence, truth {data.HEARTBEAT_LOG_PROB / np.log(2.0):.4f}")
 
     for sequence in eqx.filter_jit(lambda d, key: d.sample(key, (5,)))(fitted.diffusion, jax.random.key(3)):

@@ -33,8 +33,8 @@ def main(num_training_steps: int = 3000, num_data: int = 20_000) -> inference.Es
         state, _ = update(state, jnp.asarray(rng.choice(train, 256)))
     trained = inference.with_parameters(diffusion, svi.get_params(state))
 
-    bound = inference.estimate(inference.evaluate(jax.random.key(2), trained, holdout).total) * (1.0 / np.log(2.0))
-    truth = inference.estimate(data.swiss_roll_log_density(holdout)) * (1.0 / np.log(2.0))
+    bound = inference.Estimate.of(inference.evaluate(jax.random.key(2), trained, holdout).total) * (1.0 / np.log(2.0))
+    truth = inference.Estimate.of(data.swiss_roll_log_density(holdout)) * (1.0 / np.log(2.0))
     print(f"bound K {bound} bits, truth {truth} bits")
     return bound
 

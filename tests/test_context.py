@@ -202,7 +202,7 @@ def test_training_on_pairs_learns_what_the_context_says():
     draws = np.asarray(fitted.diffusion.given(given).sample(KEY, (1500,))).reshape(3, 500, 2)
     np.testing.assert_allclose(draws.mean((1, 2)), [-0.8, 0.8, 0.0], atol=0.25)
     np.testing.assert_allclose(draws.std((1, 2)), [0.6, 0.6, 1.0], atol=0.2)
-    assert fitted.holdout.mean > inference.estimate(fitted.diffusion.null_log_prob(x0[64:128])).mean
+    assert fitted.holdout.mean > inference.Estimate.of(fitted.diffusion.null_log_prob(x0[64:128])).mean
     assert fitted.diffusion.context == 2  # as it was built
 
 

@@ -41,10 +41,14 @@ def test_every_batch_has_noise_of_its_own():
 
 def test_an_estimate_is_a_mean_with_its_standard_error_in_any_unit():
     values = np.random.default_rng(0).standard_normal(100)
-    value = inference.estimate(values)
+    value = inference.Estimate.of(values)
     assert value.mean == pytest.approx(values.mean()) and value.se == pytest.approx(values.std(ddof=1) / 10)
     assert (value * -2.0).mean == -2.0 * value.mean and (value * -2.0).se == 2.0 * value.se
-    assert str(inference.Estimate(1.0, 0.25)) == "1.0000 ± 0.2500"
+    assert 2.0 * value == value * 2.0 == value / 0.5 and -value == value * -1.0
+    first, second = inference.Estimate(1.0, 3.0), inference.Estimate(0.5, 4.0)
+    assert first + second == (1.5, 5.0) and first - second == (0.5, 5.0)  # independent: squared errors add
+    assert str(inference.Estimate(-1.7921, 0.0131)) == "-1.792 ± 0.013" and str(first * 100) == "100 ± 300"
+    assert str(inference.Estimate(1.0, np.nan)) == "1.0000 ± nan" and str(inference.Estimate(1.0, 0.0)) == "1.0000 ± 0"
 
 
 def test_data_the_process_cannot_have_are_refused():

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from nedm_ppl.files import OutputError
-from nedm_ppl.inference.bound._evaluation import Estimate
 from nedm_ppl.inference.training._resume import CheckpointError, TrainingRecord
+from nedm_ppl.numbers import Estimate
 
 STATE = {
     "weights": jnp.arange(6.0).reshape(2, 3),

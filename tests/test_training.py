@@ -153,7 +153,7 @@ def test_early_stopping_returns_the_best_average_on_the_validation_part():
     bounds = fitted.history["validation_bound"]
     assert fitted.num_updates < 4000 and len(bounds) - 1 - np.argmax(bounds) == 3
     key_eval = jax.random.split(KEY, 4)[2]
-    again = inference.estimate(inference.evaluate(key_eval, fitted.diffusion, data[32:], num_times=16).total)
+    again = inference.Estimate.of(inference.evaluate(key_eval, fitted.diffusion, data[32:], num_times=16).total)
     np.testing.assert_allclose(again.mean, bounds.max(), rtol=1e-5)
 
 
@@ -165,7 +165,7 @@ def test_a_learned_schedule_ends_better_than_a_start_that_is_not_the_best():
     diffusion = models.Diffusion(learned, models.DriftVariance(lambda t, x: jnp.zeros((2, 2))))
     fitted = fit(data, diffusion, num_updates=400, batch_size=256, optimizer=optax.adam(0.02), log_every=100)
     before, after = (inference.evaluate(KEY, d, data).total for d in (diffusion, fitted.diffusion))
-    gain = inference.estimate(after - before)
+    gain = inference.Estimate.of(after - before)
     assert gain.mean > 4 * gain.se
     np.testing.assert_allclose(fitted.diffusion.process.schedule.rates[0], 0.05, rtol=1e-6)
 

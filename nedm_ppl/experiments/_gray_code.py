@@ -73,7 +73,7 @@ def floor(density: str, result: Result) -> dict[str, Any]:
     if isinstance(reverse, models.BitPrediction) and reverse.base is not None:
         entries["excess_of_the_mixture_alone"] = truth - np.asarray(reverse.base.log_prob(jnp.asarray(words)))
     return {"floor": data.gray_code_entropy(density)} | {
-        name: inference.estimate(values)._asdict() for name, values in entries.items()
+        name: inference.Estimate.of(values)._asdict() for name, values in entries.items()
     }
 
 

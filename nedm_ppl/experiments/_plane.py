@@ -43,7 +43,7 @@ def excess(density: str, result: Result) -> dict[str, Any]:
         "excess": truth(result.split.holdout[: log_prob.size], density) - log_prob,
     }
     return {"floor": data.plane_entropy(density)} | {
-        name: inference.estimate(values)._asdict() for name, values in entries.items()
+        name: inference.Estimate.of(values)._asdict() for name, values in entries.items()
     }
 
 

@@ -24,7 +24,7 @@ from nedm_ppl.experiments._figures import thermodynamics_figure
 from nedm_ppl.experiments._folder import CHECKPOINT, opened
 from nedm_ppl.experiments._spec import Experiment, Result, Split
 from nedm_ppl.files import OutputError, reason, write_json, write_netcdf, write_outputs
-from nedm_ppl.inference.bound._evaluation import Estimate
+from nedm_ppl.numbers import Estimate
 
 __all__ = ["run"]
 
@@ -155,8 +155,8 @@ def _metrics(
 ) -> dict[str, Any]:
     unit = 1.0 / experiment.nats_per_unit
     truth = experiment.truth(split.holdout)
-    null = inference.estimate(fitted.diffusion.null_log_prob(split.holdout)) * unit
-    bound = inference.estimate(terms.total) * unit
+    null = inference.Estimate.of(fitted.diffusion.null_log_prob(split.holdout)) * unit
+    bound = inference.Estimate.of(terms.total) * unit
     same = np.asarray(terms.total)[: likelihood.log_prob.size]  # K on the data that the likelihood is of
     return {
         "experiment": experiment.name,
@@ -174,18 +174,18 @@ def _metrics(
             "num_trajectories": experiment.likelihood_trajectories,
             "num_data": likelihood.log_prob.size,
             "k_hat_max": _number(likelihood.k_hat.max()),
-            "bound": _entry(inference.estimate(same) * unit),
-            "above_bound": _entry(inference.estimate(likelihood.log_prob - same) * unit),
+            "bound": _entry(inference.Estimate.of(same) * unit),
+            "above_bound": _entry(inference.Estimate.of(likelihood.log_prob - same) * unit),
         },
         "null": _entry(null),
         "truth": _entry(None if truth is None else _exact(truth) * unit),
         "bound_above_null": _entry(
-            inference.estimate(terms.total - fitted.diffusion.null_log_prob(split.holdout)) * unit
+            inference.Estimate.of(terms.total - fitted.diffusion.null_log_prob(split.holdout)) * unit
         ),
         "terms": {
-            "prior": _entry(inference.estimate(-terms.prior) * unit),
-            "diffusion": _entry(inference.estimate(-terms.diffusion) * unit),
-            "first_step": _entry(inference.estimate(terms.first_step) * unit),
+            "prior": _entry(inference.Estimate.of(-terms.prior) * unit),
+            "diffusion": _entry(inference.Estimate.of(-terms.diffusion) * unit),
+            "first_step": _entry(inference.Estimate.of(terms.first_step) * unit),
         },
     }
 
@@ -203,4 +203,4 @@ def _number(value: float) -> float | None:
 
 def _exact(truth: np.ndarray) -> Estimate:
     """The mean of exact log likelihoods; where they are all the same number it has no standard error."""
-    return inference.estimate(truth) if np.ptp(truth) else Estimate(float(truth[0]), math.nan)
+    return inference.Estimate.of(truth) if np.ptp(truth) else Estimate(float(truth[0]), math.nan)

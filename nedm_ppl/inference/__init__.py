@@ -4,11 +4,9 @@ from nedm_ppl.inference._arviz import mcmc_to_arviz as mcmc_to_arviz
 from nedm_ppl.inference._arviz import samples_to_arviz as samples_to_arviz
 from nedm_ppl.inference._arviz import trace_to_arviz as trace_to_arviz
 from nedm_ppl.inference.bound import BoundTerms as BoundTerms
-from nedm_ppl.inference.bound import Estimate as Estimate
 from nedm_ppl.inference.bound import TrajectoryBound as TrajectoryBound
 from nedm_ppl.inference.bound import bound_terms as bound_terms
 from nedm_ppl.inference.bound import divergence as divergence
-from nedm_ppl.inference.bound import estimate as estimate
 from nedm_ppl.inference.bound import evaluate as evaluate
 from nedm_ppl.inference.bound import unsampled_trajectories as unsampled_trajectories
 from nedm_ppl.inference.composition import ParticleMetropolis as ParticleMetropolis
@@ -64,3 +62,4 @@ from nedm_ppl.inference.training import fit as fit
 from nedm_ppl.inference.training import with_parameters as with_parameters
 from nedm_ppl.laws import LinearGaussian as LinearGaussian
 from nedm_ppl.laws import PointNormal as PointNormal
+from nedm_ppl.numbers import Estimate as Estimate

@@ -1,8 +1,5 @@
 """The bound over a data set, with its standard error."""
 
-import math
-from typing import NamedTuple
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,31 +13,7 @@ from nedm_ppl.inference.bound._bound import BoundTerms, bound_terms
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.reverse._context import rows_of_context
 
-__all__ = ["Estimate", "estimate", "evaluate"]
-
-
-class Estimate(NamedTuple):
-    """A mean over data and its standard error, in the unit of what was averaged."""
-
-    mean: float
-    se: float
-
-    def __mul__(self, factor: float) -> "Estimate":  # type: ignore[override]
-        """The same estimate in another unit."""
-        return Estimate(self.mean * factor, self.se * abs(factor))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.se:.4f}"
-
-
-def estimate(values: ArrayLike) -> Estimate:
-    """Mean of per-datum values with its standard error sd / sqrt(n), data and Monte Carlo spread together.
-
-    Steps drawn with low discrepancy are shared out over a batch; that makes the error smaller than stated, not larger."""
-    check_unmasked("values", values)
-    values = np.asarray(values, np.float64)
-    se = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else math.nan
-    return Estimate(float(values.mean()), float(se))
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -66,7 +39,7 @@ def evaluate(
         progress: Whether to show a bar.
 
     Returns:
-        Terms in nats, shape (N,), and (num_times, N) for the divergences. `estimate(terms.total)` is the
+        Terms in nats, shape (N,), and (num_times, N) for the divergences. `Estimate.of(terms.total)` is the
         bound's mean with its standard error.
 
     Raises:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from nedm_ppl.inference.bound._evaluation import Estimate, estimate
 from nedm_ppl.inference.likelihood._likelihood import LogLikelihood
+from nedm_ppl.numbers import Estimate
 
 __all__ = ["Compared", "compare"]
 
@@ -83,6 +83,8 @@ def compare(
         )
     best = max(values, key=lambda name: values[name].mean())
     return {
-        name: Compared(estimate(values[name]), estimate(values[best] - values[name]), int(results[name].flagged.sum()))
+        name: Compared(
+            Estimate.of(values[name]), Estimate.of(values[best] - values[name]), int(results[name].flagged.sum())
+        )
         for name in sorted(values, key=lambda name: -values[name].mean())
     }

@@ -36,7 +36,6 @@ from nedm_ppl.inference._named_arrays import (
     is_arviz_1,
     per_unit,
 )
-from nedm_ppl.inference.bound._evaluation import Estimate, estimate
 from nedm_ppl.inference.likelihood._pareto import (
     COARSE,
     RELIABLE,
@@ -49,6 +48,7 @@ from nedm_ppl.inference.likelihood._pareto import (
 from nedm_ppl.inference.likelihood._weights import draw_log_weights, plan
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.reverse._context import rows_of_context
+from nedm_ppl.numbers import Estimate
 
 __all__ = ["LogLikelihood", "TargetNotReachedWarning", "marginal_log_likelihood"]
 
@@ -157,7 +157,7 @@ class LogLikelihood(NamedTuple):
     @property
     def mean(self) -> Estimate:
         """Mean over the data in nats; its standard error holds the spread of data and of trajectories together."""
-        return estimate(self.log_prob)
+        return Estimate.of(self.log_prob)
 
     @property
     def monte_carlo_se(self) -> float:

@@ -25,10 +25,10 @@ from jax import Array
 
 from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind
 from nedm_ppl.inference._named_arrays import container, dataset, described, per_unit
-from nedm_ppl.inference.bound._evaluation import Estimate, estimate
 from nedm_ppl.inference.likelihood._likelihood import DEFAULT_MEMORY, marginal_log_likelihood
 from nedm_ppl.inference.likelihood._weights import plan, trajectory_log_weight
 from nedm_ppl.models._diffusion import Diffusion
+from nedm_ppl.numbers import Estimate
 
 __all__ = ["Sandwich", "sandwich"]
 
@@ -52,17 +52,17 @@ class Sandwich(NamedTuple):
     @property
     def lower_mean(self) -> Estimate:
         """Mean of the lower bounds with its standard error over data and trajectories, nats."""
-        return estimate(self.lower)
+        return Estimate.of(self.lower)
 
     @property
     def upper_mean(self) -> Estimate:
         """Mean of the upper bounds with its standard error, nats."""
-        return estimate(self.upper)
+        return Estimate.of(self.upper)
 
     @property
     def gap(self) -> Estimate:
         """Mean of upper - lower, paired by datum, with its standard error, nats: the expected error of either side is below it."""
-        return estimate(self.upper - self.lower)
+        return Estimate.of(self.upper - self.lower)
 
     def summary(self) -> dict[str, float | int]:
         """The numbers to report, nats."""

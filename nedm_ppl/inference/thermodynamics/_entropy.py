@@ -24,8 +24,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from nedm_ppl.arguments import check_concrete, check_kind, whole
-from nedm_ppl.inference.bound._evaluation import Estimate, estimate
 from nedm_ppl.models.chain._process import DiffusionProcess
+from nedm_ppl.numbers import Estimate
 
 __all__ = ["EntropyBounds", "entropy_bounds"]
 
@@ -100,7 +100,7 @@ def entropy_bounds(process: DiffusionProcess, x0: ArrayLike) -> EntropyBounds:
         *over_data(lower, np.zeros(process.num_steps)),
         *over_data(upper, np.zeros(process.num_steps)),
         *over_data(upper, weight),
-        estimate(excess),
+        Estimate.of(excess),
     )
 
 

@@ -22,10 +22,10 @@ from jax.typing import ArrayLike
 
 from nedm_ppl.inference._named_arrays import UNBIASED, container, data_dims, dataset, described, per_unit
 from nedm_ppl.inference.bound._bound import BoundTerms
-from nedm_ppl.inference.bound._evaluation import Estimate, estimate
 from nedm_ppl.inference.likelihood._likelihood import LogLikelihood
 from nedm_ppl.inference.thermodynamics._entropy import EntropyBounds, entropy_bounds
 from nedm_ppl.models._diffusion import Diffusion
+from nedm_ppl.numbers import Estimate
 
 __all__ = ["StepLosses", "Thermodynamics", "Work", "step_losses", "work"]
 
@@ -180,4 +180,4 @@ def work(likelihood: LogLikelihood) -> Work:
 
 def _estimate(values: np.ndarray) -> Estimate:
     with np.errstate(invalid="ignore"):  # infinite work has a mean and no error
-        return estimate(values)
+        return Estimate.of(values)

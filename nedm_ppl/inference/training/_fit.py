@@ -25,11 +25,12 @@ from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind, check_unmasked, whole
 from nedm_ppl.inference.bound._bound import TrajectoryBound, unsampled_trajectories
-from nedm_ppl.inference.bound._evaluation import Estimate, estimate, evaluate
+from nedm_ppl.inference.bound._evaluation import evaluate
 from nedm_ppl.inference.training._resume import TrainingRecord
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.chain._gaussian import GaussianDiffusion
 from nedm_ppl.models.reverse._context import rows_of_context
+from nedm_ppl.numbers import Estimate
 
 __all__ = ["Augmentation", "Fitted", "NonFiniteLossError", "dequantize", "drop_context", "fit"]
 
@@ -184,7 +185,7 @@ def fit(
     record = _record(rng_key, diffusion, svi, train, stop_on, plan)
     state = record.open(folder, state, resume=resume)
     advance = _advancing(svi, augment, key_data, train, plan)
-    null = estimate(diffusion.null_log_prob(train.x0)).mean
+    null = Estimate.of(diffusion.null_log_prob(train.x0)).mean
 
     with tqdm(total=plan.num_updates, initial=record.step, desc="fit", unit="update", disable=not progress) as bar:
         while record.step < plan.num_updates and not record.stopped(plan.patience):
@@ -324,7 +325,7 @@ def _finite(after: tuple[_State, Array, Array], first: int, folder: Path | None)
 def _bound(rng_key: Array, diffusion: Diffusion, part: _Part, num_times: int | None, progress: bool) -> Estimate:
     """Mean K of a part of the data, nats per datum."""
     terms = evaluate(rng_key, diffusion, part.x0, context=part.context, num_times=num_times, progress=progress)
-    return estimate(terms.total)
+    return Estimate.of(terms.total)
 
 
 def _rows(data: _Part, index: Array) -> _Part:

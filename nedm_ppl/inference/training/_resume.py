@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 
 from nedm_ppl.files import OutputError, reason, shortened, write_json
-from nedm_ppl.inference.bound._evaluation import Estimate
+from nedm_ppl.numbers import Estimate
 
 __all__ = ["CheckpointError", "TrainingRecord"]
 
