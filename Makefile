@@ -1,5 +1,6 @@
 # make demo   train a diffusion model on real handwritten digits, into results/digits
 # make test   formatting, lint, types, tests
+# make docs   the site, into site/; warnings and broken links fail
 # make long   what make test leaves out: most notebooks, long chains, and all but some cases of a test that has many
 # All first install the package, with pinned dependencies, for the Python that PYTHON names: 3.11 or newer. Every version has an
 # environment of its own, .venv/3.11 for one. Python 3.11 gets the lowest versions that pyproject.toml allows, a newer one the newest.
@@ -11,7 +12,7 @@ VENV := .venv/$(VERSION)
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test long lint types pytest install clean
+.PHONY: demo test long docs lint types pytest install clean
 
 demo: install
 	$(BIN)/nedm run digits --out results/digits --resume
@@ -32,6 +33,15 @@ pytest: install
 long: install
 	$(BIN)/pytest -n 2 --dist worksteal -m long tests
 
+docs: .venv/docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --quiet --strict
+
+# The site reads the sources and imports nothing, so it is built without the library.
+.venv/docs/installed: docs/requirements.txt
+	$(PYTHON) -m venv --clear .venv/docs
+	.venv/docs/bin/python -m pip install --quiet --requirement docs/requirements.txt
+	@touch $@
+
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml $(PINS)
@@ -42,4 +52,4 @@ $(VENV)/installed: pyproject.toml $(PINS)
 	@touch $@
 
 clean:
-	rm -rf .venv results build dist *.egg-info
+	rm -rf .venv results site build dist *.egg-info
