@@ -57,3 +57,28 @@ def test_the_guide_of_what_is_recognized_is_the_density(part, as_rows, x64):
     difference = np.asarray(jax.vmap(moving.log_r)(x) - jax.vmap(whole.log_r)(x))
     np.testing.assert_allclose(difference, difference[0], atol=1e-6)
     assert np.ptp(np.asarray(jax.vmap(whole.log_r)(x))) > 1.0
+
+
+GATED = {
+    "a constant noise": (lambda x: numpyro.sample("y", dist.Normal(2.0 * x[0], 0.5), obs=0.3), True),
+    "a noise that depends on x": (
+        lambda x: numpyro.sample("y", dist.Normal(2.0 * x[0], jnp.where(x[0] > 1.0, 2.0, 0.3)), obs=0.3),
+        False,
+    ),
+    "a covariance that depends on x": (
+        lambda x: numpyro.sample("y", dist.MultivariateNormal(x[:1], jnp.exp(x[:1, None])), obs=jnp.array([0.3])),
+        False,
+    ),
+    "a mask that depends on x": (
+        lambda x: numpyro.sample("y", dist.Normal(x[0], 0.5).mask(x[0] > 1.0), obs=0.3),
+        False,
+    ),
+}
+
+
+@pytest.mark.central
+@pytest.mark.parametrize("name", GATED)
+def test_a_mean_is_linear_only_where_noise_and_power_are_given(name):
+    part, is_linear = GATED[name]
+    roles = diffusion_site(lambda: part(numpyro.sample("x", MODEL.prior())), (), {}).roles
+    assert bool(roles.direct or roles.linear) == is_linear and bool(roles.by_coordinate) == (not is_linear)

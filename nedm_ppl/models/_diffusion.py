@@ -94,6 +94,18 @@ class Diffusion(eqx.Module):
         if self.first_step == "quantized" and self.process.stationary().is_discrete:
             raise ValueError("first_step 'quantized' is for Gaussian chains; bits are discrete already: use 'learned'.")
 
+    def __repr__(self) -> str:
+        """Short at any T and with any network."""
+        network = getattr(self.reverse, "network", None)
+        kernel = getattr(self.reverse, "__name__", type(self.reverse).__name__)
+        size = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(self, eqx.is_inexact_array)))
+        of = "" if network is None else f" of {getattr(network, '__name__', type(network).__name__)}"
+        return (
+            f"Diffusion(\n  {type(self.process).__name__} of event shape {self.event_shape}, T = {self.num_steps}, "
+            f"{type(self.process.schedule).__name__}\n  reverse: {kernel}{of}, {size:,} parameters\n"
+            f"  first step: {self.first_step}\n)"
+        )
+
     @property
     def num_steps(self) -> int:
         """Number of steps, T."""

@@ -66,6 +66,9 @@ class DiffusionPrior(Mapped):
             return jax.tree.map(lambda leaf: leaf[0], self).support
         return _support(self.diffusion, (*self.batch_shape, *self.event_shape))
 
+    def __repr__(self) -> str:
+        return f"DiffusionPrior(batch shape {self.batch_shape}, event shape {self.event_shape})"
+
     @property
     def is_discrete(self) -> bool:
         return self.support.is_discrete

@@ -52,6 +52,9 @@ class BoundTerms(NamedTuple):
     times: Array
     divergences: Array
 
+    def __repr__(self) -> str:
+        return f"BoundTerms of batch shape {jnp.shape(self.prior)}, {jnp.shape(self.times)[0]} steps each, nats"
+
     @property
     def total(self) -> Array:
         """K per datum: an unbiased estimate of a lower bound on log p(x_0); nats, shape (*batch,)."""

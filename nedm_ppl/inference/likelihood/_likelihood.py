@@ -130,6 +130,12 @@ class LogLikelihood(NamedTuple):
         named = None if data is None else _hash(data)
         return cls(log_prob, se, ess, k_hat, spread, count, log_weights, target_se, unit, named)
 
+    def __repr__(self) -> str:
+        return (
+            f"LogLikelihood of {self.log_prob.size} data: {self.mean} nats a datum, {self.unit or 'unit not said'}\n"
+            f"  at most {self.num_trajectories.max()} trajectories each, {self.flagged.sum()} data flagged"
+        )
+
     @property
     def flagged(self) -> np.ndarray:
         """Whether `spread` exceeds sqrt(log(S) / 10) or `k_hat` 0.7, or either cannot be told: do not trust this datum's estimate.

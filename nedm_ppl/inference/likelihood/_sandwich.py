@@ -49,6 +49,9 @@ class Sandwich(NamedTuple):
     upper: np.ndarray
     num_trajectories: int
 
+    def __repr__(self) -> str:
+        return f"Sandwich of {len(self.lower)} simulated data: {self.lower_mean} to {self.upper_mean} nats a datum"
+
     @property
     def lower_mean(self) -> Estimate:
         """Mean of the lower bounds with its standard error over data and trajectories, nats."""

@@ -241,6 +241,9 @@ class ParticlePosterior:
         mean, square = self.mean.mean, self._moment(np.square).mean
         return np.sqrt(np.maximum(square - np.square(mean), 0.0))
 
+    def __repr__(self) -> str:
+        return f"ParticlePosterior({self.num_particles} particles in {self.num_repeats} repeats)"
+
     def print_summary(self, *, prob: float = 0.9, max_rows: int = 20) -> None:
         """Print mean, its standard error, sd and a central interval of every coordinate, then how the filters fared.
 

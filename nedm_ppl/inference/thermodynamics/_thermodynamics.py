@@ -95,6 +95,9 @@ class Thermodynamics(NamedTuple):
     losses: StepLosses
     work: Work
 
+    def __repr__(self) -> str:
+        return f"Thermodynamics of T = {len(self.log_snr)} steps: {self.losses.times.size} losses, work of {self.work.work.shape}"
+
     @classmethod
     def of(cls, diffusion: Diffusion, x0: ArrayLike, terms: BoundTerms, likelihood: LogLikelihood) -> "Thermodynamics":
         """Entropy bounds, losses per step and work, from what `evaluate` and `marginal_log_likelihood` have drawn already.

@@ -60,6 +60,9 @@ class Fitted(NamedTuple):
     seconds: float
     num_updates: int
 
+    def __repr__(self) -> str:
+        return f"Fitted by {self.num_updates:,} updates in {self.seconds:.0f} s: {self.diffusion!r}"
+
 
 class _Part(NamedTuple):
     """Data, shape (N, *event), and the context of every datum, or None."""
