@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from nedm_ppl._compat import Tracer
+
 __all__ = ["as_count", "as_shape", "check_concrete", "check_key", "check_kind", "check_unmasked", "whole"]
 
 
@@ -70,7 +72,7 @@ def check_concrete(function: str, pure: str, *values: Any) -> None:
         pure: What to use in its place, a function that can be traced.
         values: What it was called with.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values)):
         raise ValueError(
             f"{function} cannot be traced: it collects results in NumPy, batch by batch. Under jit, vmap or grad use {pure}."
         )

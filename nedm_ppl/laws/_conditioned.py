@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
-from numpyro.distributions.util import validate_sample
 
+from nedm_ppl._compat import validate_sample
 from nedm_ppl.laws._small_matrices import cholesky, solve, whiten
 
 __all__ = ["LinearGaussian", "PointNormal", "normal_log_prob"]

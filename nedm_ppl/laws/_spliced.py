@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import BernoulliLogits, Distribution, Independent, Normal, constraints
-from numpyro.distributions.util import validate_sample
+
+from nedm_ppl._compat import validate_sample
 
 __all__ = ["Spliced"]
 

@@ -21,9 +21,9 @@ import numpy as np
 import numpyro
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.contrib.module import eqx_module
 from numpyro.distributions import Distribution, Independent, Normal
 
+from nedm_ppl._compat import eqx_module
 from nedm_ppl.arguments import as_count, as_shape, check_key, check_kind
 from nedm_ppl.models._flow import DiffusionFlow, probability_flow
 from nedm_ppl.models._prior import DiffusionPrior

@@ -52,8 +52,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
-from numpyro.distributions.util import validate_sample
 
+from nedm_ppl._compat import Tracer, validate_sample
 from nedm_ppl.arguments import as_count, as_shape, check_key
 from nedm_ppl.models._model import Model
 from nedm_ppl.models.chain._captured import combine, partition
@@ -274,7 +274,7 @@ def probability_flow(
             "num_steps must be at least 2 for the flow of a fixed first step, which trains no kernel at t = 1."
         )
     last = schedule.alpha_bar[-1]
-    if not isinstance(last, jax.core.Tracer) and last == 0.0:
+    if not isinstance(last, Tracer) and last == 0.0:
         raise ValueError(
             "schedule must leave some signal at T for diffusion.flow(), which interpolates log-SNR; got beta_T = 1. "
             "Use last_rate=0.5 in schedules.erasing, or schedules.log_snr_linear."
@@ -296,7 +296,7 @@ def probability_flow(
 
 def _check_values(value: ArrayLike, event_shape: tuple[int, ...]) -> None:
     """Raise or warn, in one sentence, where concrete values cannot be this flow's data; under `jit` they are not seen."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     values = np.asarray(value)
     if not np.all(np.isfinite(values)):

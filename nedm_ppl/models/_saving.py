@@ -45,6 +45,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nedm_ppl._compat import Tracer
 from nedm_ppl.files import locked, npz, printable, shortened, sync
 
 __all__ = ["ModelFolderError", "load", "save"]
@@ -191,9 +192,7 @@ class _Writer:
         return encoded
 
     def array(self, array: Any, path: str) -> dict[str, str]:
-        if isinstance(array, jax.core.Tracer | jax.ShapeDtypeStruct) or not getattr(
-            array, "is_fully_addressable", True
-        ):
+        if isinstance(array, Tracer | jax.ShapeDtypeStruct) or not getattr(array, "is_fully_addressable", True):
             raise ValueError(
                 f"{path} must be a whole array on this host; got {array}. Save outside of jit, and gather."
             )

@@ -21,8 +21,8 @@ from jax.typing import ArrayLike
 from numpyro.distributions import MaskedDistribution
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import ELBO
-from numpyro.primitives import Messenger
 
+from nedm_ppl._compat import Messenger, mask_of
 from nedm_ppl.arguments import as_count, check_key, check_kind, check_unmasked
 from nedm_ppl.inference._named_arrays import UNBIASED, container, data_dims, dataset, per_unit
 from nedm_ppl.inference.bound._divergence import divergence
@@ -236,7 +236,7 @@ class TrajectoryBound(ELBO):
         )
         bound = terms.total
         if isinstance(site["fn"], MaskedDistribution):
-            bound = jnp.where(site["fn"]._mask, bound, 0.0)
+            bound = jnp.where(mask_of(site["fn"]), bound, 0.0)
         return _scaled_sum(site, bound)
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn import log_sigmoid, sigmoid
 from numpyro.distributions import BernoulliLogits, Distribution, Independent, kl_divergence
-from numpyro.distributions.util import sum_rightmost
+
+from nedm_ppl._compat import sum_rightmost
 
 __all__ = ["divergence"]
 

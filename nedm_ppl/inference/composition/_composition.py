@@ -22,8 +22,8 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions.distribution import validation_enabled
-from numpyro.infer.initialization import init_to_sample
 
+from nedm_ppl._compat import Tracer, init_to_sample
 from nedm_ppl.inference.posterior._downstream import (
     Downstream,
     by_member,
@@ -156,7 +156,7 @@ def target_of(
 
 def _concrete(leaf: Any) -> Any:
     """Ones in the place of an array that is being traced: what a program is to its site is the same for all data."""
-    is_number = isinstance(leaf, jax.core.Tracer) and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    is_number = isinstance(leaf, Tracer) and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
     return np.ones(leaf.shape, leaf.dtype) if is_number else leaf
 
 

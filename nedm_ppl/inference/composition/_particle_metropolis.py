@@ -27,9 +27,9 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
-from numpyro.infer.initialization import init_to_sample
 from numpyro.infer.mcmc import MCMCKernel
 
+from nedm_ppl._compat import Tracer, init_to_sample
 from nedm_ppl.inference.composition._composition import Composition, compose, is_several, target_of
 from nedm_ppl.inference.posterior._downstream import log_density
 from nedm_ppl.inference.posterior._particles import particle_filter
@@ -147,7 +147,7 @@ class ParticleMetropolis(MCMCKernel):
         others |= {name: jnp.asarray(value) for name, value in (init_params or {}).items() if name in others}
         estimate = jax.jit(lambda key, others: self._estimate(key, others, model_args, kwargs))
         x, log_density = estimate(key_filter, others)
-        if not isinstance(log_density, jax.core.Tracer) and not jnp.isfinite(log_density):
+        if not isinstance(log_density, Tracer) and not jnp.isfinite(log_density):
             raise ValueError(
                 f"the first values of {', '.join(found.others)} have density zero, or NaN, with every one of {self.num_particles} "
                 "particles. Give others by init_params (unconstrained), or use more particles."

@@ -26,6 +26,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.infer.mcmc import MCMCKernel
 
+from nedm_ppl._compat import Tracer
 from nedm_ppl.inference.composition._composition import Composition, compose, gibbs_interface, is_several, target_of
 from nedm_ppl.inference.posterior._conditional_filter import conditional_filter, conditional_importance
 from nedm_ppl.inference.posterior._multiplier import Multiplier
@@ -177,7 +178,7 @@ class PathGibbs(MCMCKernel):
 def _check_possible(log_r: Multiplier, x0: Array, draws: Callable[[], Array]) -> None:
     """Refuse a program that is zero wherever it is looked at; a traced one cannot be looked at."""
     first = log_r.log_r(x0)
-    if isinstance(first, jax.core.Tracer) or np.isfinite(first):
+    if isinstance(first, Tracer) or np.isfinite(first):
         return
     if not np.any(np.isfinite(jax.vmap(log_r.log_r)(draws()))):
         raise ValueError(

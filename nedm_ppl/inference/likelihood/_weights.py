@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from numpyro.distributions import Distribution
-from numpyro.distributions.util import sum_rightmost
 
+from nedm_ppl._compat import sum_rightmost
 from nedm_ppl.arguments import as_count, check_kind, check_unmasked
 from nedm_ppl.inference.bound._divergence import unwrap
 from nedm_ppl.models._diffusion import Diffusion

@@ -19,9 +19,8 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import Distribution, Independent
-from numpyro.distributions.util import is_identically_one
-from numpyro.ops.provenance import eval_provenance
 
+from nedm_ppl._compat import Tracer, eval_provenance, is_identically_one
 from nedm_ppl.inference.posterior._multiplier import (
     Factorized,
     LinearObservation,
@@ -363,7 +362,7 @@ def check_trace(name: str, trace: dict[str, Any], kernel: str) -> None:
                 )
         if site["is_observed"] and other != name:
             missing = num_missing(site)
-            if not isinstance(missing, jax.core.Tracer) and missing > 0:
+            if not isinstance(missing, Tracer) and missing > 0:
                 raise ValueError(
                     f"site {other!r} must observe numbers; {int(missing)} of its values are NaN. Leave missing values out by "
                     f"numpyro.handlers.mask or the law's .mask(~isnan(value))."

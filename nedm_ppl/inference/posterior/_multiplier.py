@@ -25,6 +25,7 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
+from nedm_ppl._compat import Tracer
 from nedm_ppl.arguments import check_unmasked
 from nedm_ppl.inference.posterior._proposals import coordinates
 from nedm_ppl.laws._conditioned import LinearGaussian, PointNormal, normal_log_prob
@@ -432,7 +433,7 @@ def over_batch(function: Callable[[Array], Array], x: Array, event_dim: int) -> 
 
 
 def _concrete(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def _observed(values: ArrayLike) -> Array:

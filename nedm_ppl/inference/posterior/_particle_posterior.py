@@ -14,9 +14,9 @@ from jax.sharding import Sharding
 from jax.tree_util import keystr, tree_leaves_with_path
 from jax.typing import ArrayLike
 from numpyro import handlers
-from numpyro.ops.provenance import eval_provenance
 from tqdm.auto import tqdm
 
+from nedm_ppl._compat import eval_provenance
 from nedm_ppl.arguments import check_concrete, check_key
 from nedm_ppl.inference._named_arrays import container, dataset, described
 from nedm_ppl.inference.posterior._downstream import Downstream, Site, diffusion_site, guide, prior_of

@@ -23,8 +23,8 @@ from numpyro.distributions import (
     Normal,
     constraints,
 )
-from numpyro.distributions.util import validate_sample
 
+from nedm_ppl._compat import validate_sample
 from nedm_ppl.laws._conditioned import LinearGaussian, PointNormal
 from nedm_ppl.laws._small_matrices import cholesky, whiten
 from nedm_ppl.models.reverse._discrete import Levels

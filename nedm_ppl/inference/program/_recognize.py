@@ -19,8 +19,8 @@ from numpyro.distributions import (
     MultivariateNormal,
     Normal,
 )
-from numpyro.distributions.util import is_identically_one
 
+from nedm_ppl._compat import is_identically_one, mask_of
 from nedm_ppl.inference.program._structure import Mark, structure
 
 __all__ = ["Gaussian", "Roles", "by_element", "gaussian_of", "marks_of", "num_missing", "roles"]
@@ -133,9 +133,11 @@ def _inner(site: dict[str, Any]) -> tuple[Distribution, Array]:
     while isinstance(law, Independent | MaskedDistribution) or _is_repeated_mask(law):
         if isinstance(law, ExpandedDistribution):
             masked, shape = law.base_dist, law.batch_shape
-            law = MaskedDistribution(masked.base_dist.expand(shape), jnp.broadcast_to(jnp.asarray(masked._mask), shape))
+            law = MaskedDistribution(
+                masked.base_dist.expand(shape), jnp.broadcast_to(jnp.asarray(mask_of(masked)), shape)
+            )
         if isinstance(law, MaskedDistribution):
-            mask = jnp.ones(()) if law._mask is None else jnp.asarray(law._mask)
+            mask = jnp.ones(()) if mask_of(law) is None else jnp.asarray(mask_of(law))
             power = power * mask
         elif power.ndim:
             power = power.reshape(*power.shape, *(1,) * law.reinterpreted_batch_ndims)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Literal
+
+from nedm_ppl._compat import ClosedJaxpr, Literal, Tracer
 
 __all__ = ["Mark", "structure"]
 
@@ -107,8 +108,8 @@ def _nothing(shape: tuple[int, ...], value: Any = None) -> Mark:
 
 def _constant(value: Any) -> Mark:
     """The mark of a value that is there already; a tracer of an outer transformation is not known."""
-    if isinstance(value, jax.core.Tracer) or not hasattr(value, "dtype"):
-        return _nothing(np.shape(value), None if isinstance(value, jax.core.Tracer) else value)
+    if isinstance(value, Tracer) or not hasattr(value, "dtype"):
+        return _nothing(np.shape(value), None if isinstance(value, Tracer) else value)
     is_whole = jnp.issubdtype(value.dtype, jnp.integer) or value.dtype == bool
     return _nothing(np.shape(value), np.asarray(value) if is_whole else None)
 

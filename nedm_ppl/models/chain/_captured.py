@@ -19,7 +19,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jax.core import Tracer
+
+from nedm_ppl._compat import Tracer
 
 __all__ = ["combine", "partition"]
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints, kl_divergence
-from numpyro.distributions.util import validate_sample
 
+from nedm_ppl._compat import Tracer, validate_sample
 from nedm_ppl.arguments import as_count, as_shape, check_key, check_kind
 from nedm_ppl.models.chain._captured import combine, partition
 from nedm_ppl.models.chain._mapped import Mapped, check_expansion
@@ -217,7 +217,7 @@ def _same(q: MarkovChain, p: MarkovChain) -> bool:
     ours, theirs = q._kernel_arrays, p._kernel_arrays
     equal = [eqx.tree_equal(q._kernel_static, p._kernel_static), len(ours) == len(theirs)]
     equal += [a is b or eqx.tree_equal(a, b) for a, b in zip(ours, theirs, strict=False)]
-    return not any(isinstance(one, jax.core.Tracer) for one in equal) and all(bool(one) for one in equal)
+    return not any(isinstance(one, Tracer) for one in equal) and all(bool(one) for one in equal)
 
 
 def _checked(key: Array, sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -11,13 +11,13 @@ data that are already noise, and the fixed first step $p(x_0 | x_1)$ of Section 
 from abc import abstractmethod
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
+from nedm_ppl._compat import Tracer
 from nedm_ppl.models.chain._chain import MarkovChain
 from nedm_ppl.models.chain.schedules import Schedule
 
@@ -110,7 +110,7 @@ class DiffusionProcess(eqx.Module):
             raise ValueError(
                 f"t must be a scalar, one time for all data; got shape {jnp.shape(t)}. Use jax.vmap over times."
             )
-        if not isinstance(t, jax.core.Tracer) and not first <= np.asarray(t) <= self.num_steps:
+        if not isinstance(t, Tracer) and not first <= np.asarray(t) <= self.num_steps:
             raise ValueError(f"t must lie in {first}..{self.num_steps}; got {t}.")
 
     def check_shape(self, x0: ArrayLike) -> None:

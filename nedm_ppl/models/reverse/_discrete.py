@@ -18,9 +18,9 @@ from jax import Array
 from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
-from numpyro.distributions.util import validate_sample
 from numpyro.util import is_prng_key
 
+from nedm_ppl._compat import validate_sample
 from nedm_ppl.models.chain._bernoulli import BernoulliDiffusion
 from nedm_ppl.models.chain._gaussian import GaussianDiffusion
 from nedm_ppl.models.chain._process import DiffusionProcess

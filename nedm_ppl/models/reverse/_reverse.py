@@ -23,6 +23,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
+from nedm_ppl._compat import Tracer
 from nedm_ppl.models.chain._gaussian import GaussianDiffusion
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.networks import TimedNetwork
@@ -195,7 +196,7 @@ class NoisePrediction(_MomentPrediction):
     def check_process(self, process: DiffusionProcess) -> None:
         require_gaussian(self, process)
         last = process.schedule.alpha_bar[-1]
-        if not isinstance(last, jax.core.Tracer) and last == 0.0:
+        if not isinstance(last, Tracer) and last == 0.0:
             raise ValueError(
                 "schedule must leave some signal at T for a NoisePrediction, which divides by it; got beta_T = 1. "
                 "Use last_rate=0.5 in schedules.erasing, or predict the data."
