@@ -37,7 +37,7 @@ TAKE_DATA = {
 TAKE_VALUES = TAKE_DATA | {
     "bound_terms": lambda x: inference.bound_terms(KEY, MODEL, x),
     "trajectory_log_weight": lambda x: inference.trajectory_log_weight(MODEL, x, np.zeros((6, 3, 2))),
-    "estimate": inference.estimate,
+    "Estimate.of": inference.Estimate.of,
     "pareto_k": inference.pareto_k,
     "from_log_weights": inference.LogLikelihood.from_log_weights,
     "calibration_error": lambda x: inference.calibration_error(x, np.zeros(6, int)),

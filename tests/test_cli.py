@@ -305,27 +305,30 @@ def test_loglik_of_a_model_alone_asks_for_data(run_folder, tmp_path, capsys):
     assert code == 2 and "names no experiment of" in said
 
 
-def test_inpainting_and_denoising_leave_a_picture_draws_and_numbers(run_folder, tmp_path, capsys):
-    mask = np.arange(20) < 5
-    np.save(tmp_path / "mask.npy", mask)
-    for task, name, options, shape in (
-        ("inpaint", "heartbeat", ["--mask", tmp_path / "mask.npy", "--num-steps", 3], (20,)),
+@pytest.mark.parametrize(
+    ("task", "name", "options", "shape"),
+    [
+        ("inpaint", "heartbeat", ["--mask", "{tmp}/mask.npy", "--num-steps", 3], (20,)),
         ("denoise", "heartbeat", ["--scale", 0.3], (20,)),
-        ("inpaint", "digits", ["--num-steps", 3], (8, 8)),
-    ):
-        out = tmp_path / f"{task} {name}"
-        code, _ = nedm(task, run_folder / name, "--num", 2, "--particles", 8, "--repeats", 2, "--out", out, *options)
-        shown = capsys.readouterr().out
-        metrics = json.loads((out / "metrics.json").read_text())
-        assert code == 0 and f"{metrics['rmse']:.4f}" in shown and "90 %" in shown
-        assert 0 <= metrics["num_doubtful"] <= 2 and f"{metrics['num_doubtful']} of 2" in shown
-        assert metrics["task"] == task and metrics["num_data"] == 2
-        assert metrics["num_particles"] == 8 and metrics["num_repeats"] == 2
-        assert (out / "restored.png").read_bytes()[:4] == b"\x89PNG"
-        with xr.open_dataset(out / "posterior.nc", group="posterior", engine="h5netcdf") as draws:
-            assert draws["x"].shape == (1, 16, 2, *shape)
-    holdout = EXPERIMENTS["digits"].data(0).holdout[:2]
-    np.testing.assert_array_equal(draws["x"].values[0, :, :, :4], np.broadcast_to(holdout[:, :4], (16, 2, 4, 8)))
+        pytest.param("inpaint", "digits", ["--num-steps", 3], (8, 8), marks=pytest.mark.long),
+    ],
+)
+def test_restoring_leaves_a_picture_draws_and_numbers(task, name, options, shape, run_folder, tmp_path, capsys):
+    np.save(tmp_path / "mask.npy", np.arange(20) < 5)
+    options, out = [str(option).format(tmp=tmp_path) for option in options], tmp_path / "out"
+    code, _ = nedm(task, run_folder / name, "--num", 2, "--particles", 8, "--repeats", 2, "--out", out, *options)
+    shown = capsys.readouterr().out
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert code == 0 and f"{metrics['rmse']:.4f}" in shown and "90 %" in shown
+    assert 0 <= metrics["num_doubtful"] <= 2 and f"{metrics['num_doubtful']} of 2" in shown
+    assert metrics["task"] == task and metrics["num_data"] == 2
+    assert metrics["num_particles"] == 8 and metrics["num_repeats"] == 2
+    assert (out / "restored.png").read_bytes()[:4] == b"\x89PNG"
+    with xr.open_dataset(out / "posterior.nc", group="posterior", engine="h5netcdf") as draws:
+        assert draws["x"].shape == (1, 16, 2, *shape)
+        if name == "digits":
+            seen = EXPERIMENTS["digits"].data(0).holdout[:2, :4]
+            np.testing.assert_array_equal(draws["x"].values[0, :, :, :4], np.broadcast_to(seen, (16, 2, 4, 8)))
     code, said = nedm("denoise", run_folder / "heartbeat", "--out", out, capsys=capsys)
     assert code == 2 and "exists; name another folder." in said
 

@@ -45,6 +45,7 @@ LONG_FUNCTIONS = {  # of more than 40 lines of code, and why each stays whole
     "conditional_filter": "the algorithm, whose parts close over its arguments",
     "run": "the arguments of an experiment, and the order in which its outputs are written",
     "marginal_log_likelihood": "its arguments and their checks, then four calls",
+    "compare": "a refusal for everything that would make two numbers incomparable",
     "_equation": "one case for every primitive that is understood",
     "_metrics": "one dictionary, as it is written",
     "loglik": "the options of a command",
