@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from conftest import assert_mean
 
 from nedm_ppl import models
 from nedm_ppl.inference import (
@@ -17,7 +18,7 @@ from nedm_ppl.inference import (
 )
 from nedm_ppl.inference.posterior._local import MOST_COORDINATES, WIDENED
 from nedm_ppl.inference.posterior._multiplier import as_multiplier
-from nedm_ppl.inference.posterior._proposals import defended
+from nedm_ppl.inference.posterior._proposals import NormalModes, defended, log_density
 from nedm_ppl.inference.posterior._tabulated import guide_of
 from nedm_ppl.inference.posterior._tilted import tilt
 from nedm_ppl.models import Levels
@@ -285,3 +286,26 @@ def test_an_r_without_a_gradient_moves_nothing_and_is_averaged():
     np.testing.assert_array_equal(law.mean, LOC)
     truth = np.log1p(np.sum(np.asarray(dist.Normal(0.0, 1.0).cdf(LOC / SCALE))))
     assert abs(float(log_mean) - truth) < 0.05
+
+
+def test_modes_have_the_moments_and_the_density_of_their_draws():
+    """Two correlated modes, unevenly weighted, over normals of several scales."""
+    prior = dist.Normal(jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])).to_event(1)
+    covariance = jnp.array([[[1.0, 0.6], [0.6, 0.8]], [[0.3, -0.1], [-0.1, 0.2]]])
+    law = NormalModes(prior, jnp.log(jnp.array([0.3, 0.7])), jnp.array([[1.0, -1.0], [-2.0, 0.5]]), covariance)
+    draws = np.asarray(law.sample(jax.random.key(0), (40_000,)), np.float64)
+    assert_mean(draws, law.mean)
+    assert_mean(np.square(draws - np.asarray(law.mean)), law.variance)
+    plain = prior.sample(jax.random.key(1), (40_000,))
+    relative = np.exp(np.asarray(law.log_prob(plain) - prior.log_prob(plain), np.float64))
+    assert_mean(relative, 1.0)
+    assert_mean(relative[:, None] * np.asarray(plain), law.mean)
+
+
+def test_outside_its_support_a_law_has_no_density():
+    """NumPyro gives a number there, which would weigh particles."""
+    law = dist.Exponential(jnp.array([1.0, 2.0]), validate_args=False).to_event(1)
+    inside, outside = jnp.array([0.5, 1.0]), jnp.array([0.5, -1.0])
+    assert log_density(law, inside) == law.log_prob(inside) and log_density(law, outside) == -jnp.inf
+    both = jnp.stack([inside, outside])
+    np.testing.assert_array_equal(jnp.isfinite(log_density(law.expand((2,)), both)), [True, False])

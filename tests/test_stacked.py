@@ -15,6 +15,7 @@ from numpyro.infer import MCMC
 
 from nedm_ppl import models
 from nedm_ppl.inference import PathGibbs
+from nedm_ppl.inference.composition._composition import target_of
 from nedm_ppl.models._stacked import stacked
 from nedm_ppl.models.chain.schedules import FixedSchedule, LearnedSchedule, log_snr_linear
 
@@ -226,3 +227,41 @@ def test_particle_gibbs_alone_on_two_rows_observed_together_or_apart(kind, outsi
     for moment in moments:
         error = moment.std(axis=(0, 1)) / np.sqrt(effective_sample_size(moment))
         assert np.all(np.abs(moment.mean(axis=(0, 1))) <= STANDARD_ERRORS * error)
+
+
+# --- how a plate is taken -----------------------------------------------------------------------------------------------
+
+
+def taken(program):
+    """What PathGibbs found, and the target of a row."""
+    kernel = PathGibbs(program, num_particles=2)
+    kernel.init(jax.random.key(0), 0, None, (), {})
+    return kernel._found, lambda row: target_of(program, kernel._found, (), {}, kernel._options, jnp.asarray(row))
+
+
+@pytest.mark.parametrize(("step", "members"), [(0, 3), (1, None), (-1, None)])
+def test_rows_are_apart_only_where_no_row_sees_one_before_or_after_it(step, members):
+    one = models.Diffusion(PROCESS, PROCESS.step)
+
+    def program():
+        with numpyro.plate("rows", 3):
+            x = numpyro.sample("x", one.prior())[..., 0]
+            other = jnp.concatenate([x[1:], x[-1:]]) if step == 1 else jnp.concatenate([x[:1], x[:-1]])
+            numpyro.factor("tie", -jnp.square(x - other if step else x))
+
+    assert taken(program)[0].num_members == members
+
+
+def test_a_row_has_the_context_of_its_own():
+    null = jnp.zeros(())
+    reverse = models.Conditional(lambda t, x, context: dist.Normal(context[..., None] + 0.5 * x, 0.4).to_event(1), null)
+    one = models.Diffusion(PROCESS, reverse, first_step="learned")
+
+    def program():
+        with numpyro.plate("rows", 3):
+            x = numpyro.sample("x", one.given(jnp.array([1.0, 2.0, 4.0])).prior())
+            numpyro.sample("y", dist.Normal(x[..., 0], 1.0), obs=jnp.zeros(3))
+
+    found, target = taken(program)
+    assert found.num_members == 3
+    assert [float(target(row).diffusion.context) for row in range(3)] == [1.0, 2.0, 4.0]
