@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file of results, one JSON object a line")
     parser.add_argument("--check", action="store_true", help="only see whether every line stands exactly once")
     parser.add_argument("--again", action="store_true", help="run those once more that nothing has caught")
+    parser.add_argument("--markdown", type=Path, help="also write the table of what has run to this file")
     parser.add_argument("--only", default="", help="those whose file, line or kind holds this")
     parser.add_argument("--time-limit", type=float, default=600.0, help="seconds for the tests of one bug")
     options = parser.parse_args()
@@ -87,6 +88,8 @@ def main() -> None:
             file.write(json.dumps(entry) + "\n")
         print(f"{entry['outcome']:>9} {entry['seconds']:6.1f} s  {bug.file}: {bug.bug}  {entry['test']}", flush=True)
     report(results(options.out))
+    if options.markdown is not None:
+        options.markdown.write_text(markdown(results(options.out)))
 
 
 def source(bug: Bug) -> str:
@@ -146,6 +149,20 @@ def report(entries: dict[tuple[str, str, str], dict]) -> None:
     counts = Counter(entry["outcome"] for entry in done)
     caught = counts["caught"]
     print(f"{len(done)} of {len(BUGS)} bugs run: {dict(counts)}; caught {100.0 * caught / max(1, len(done)):.0f} %")
+
+
+def markdown(entries: dict[tuple[str, str, str], dict]) -> str:
+    """Rows of a table: where, what stands there, the bug, its kind, and the test that caught it."""
+
+    def code(text: str) -> str:
+        return "`" + text.replace("|", "\\|") + "`"
+
+    rows = ["| file | line | bug | kind | caught by |", "|---|---|---|---|---|"]
+    for bug in BUGS:
+        entry = entries.get(key_of(bug))
+        found = "not run" if entry is None else entry["test"].split("::")[-1] or entry["outcome"]
+        rows.append(f"| {bug.file} | {code(bug.line)} | {code(bug.bug)} | {bug.kind} | {found.replace('|', ' ')} |")
+    return "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
