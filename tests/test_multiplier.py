@@ -16,7 +16,7 @@ from nedm_ppl.inference import (
     NormalObservation,
     Product,
 )
-from nedm_ppl.inference.posterior._local import MOST_COORDINATES, WIDENED
+from nedm_ppl.inference.posterior._local import MOST_COORDINATES, WIDENED, _climb
 from nedm_ppl.inference.posterior._multiplier import as_multiplier
 from nedm_ppl.inference.posterior._proposals import NormalModes, defended, log_density
 from nedm_ppl.inference.posterior._tabulated import guide_of
@@ -136,6 +136,18 @@ def test_modes_of_a_gaussian_function_are_exact():
     exact = GAUSSIAN["full"].times(NORMAL)
     same, _ = tilt(NORMAL, as_multiplier(GAUSSIAN["full"].log_r))
     np.testing.assert_allclose(same.variance, WIDENED * exact.variance, rtol=1e-4)
+
+
+def test_a_climb_never_falls_where_newtons_steps_alone_would_diverge():
+    def height(z):
+        return -jnp.sqrt(1.0 + 25.0 * z[0] ** 2)
+
+    start = jnp.array([2.0])
+    tops = [float(_climb(height, start, steps)[1]) for steps in range(0, 40, 4)]
+    assert np.all(np.diff(tops) >= 0.0) and tops[0] == pytest.approx(float(height(start)))
+    assert tops[-1] == pytest.approx(-1.0, abs=1e-3)
+    slope, curvature = jax.grad(height)(start), jax.hessian(height)(start)
+    assert height(start - slope / curvature[0]) < height(start)  # one step undamped, the control
 
 
 HARD = {
