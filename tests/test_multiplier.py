@@ -16,10 +16,10 @@ from nedm_ppl.inference import (
     NormalObservation,
     Product,
 )
-from nedm_ppl.inference.posterior._local import MOST_COORDINATES, WIDENED, _climb
+from nedm_ppl.inference.posterior._local import MOST_COORDINATES, WIDENED, _climb, moved
 from nedm_ppl.inference.posterior._multiplier import as_multiplier
 from nedm_ppl.inference.posterior._proposals import NormalModes, defended, log_density
-from nedm_ppl.inference.posterior._tabulated import guide_of
+from nedm_ppl.inference.posterior._tabulated import Tabulated, guide_of
 from nedm_ppl.inference.posterior._tilted import tilt
 from nedm_ppl.models import Levels
 from tests.exact import states
@@ -215,10 +215,30 @@ def test_a_larger_datum_is_moved_along_the_gradient_and_never_too_far():
     size = MOST_COORDINATES + 1
     law = dist.Normal(jnp.zeros(size), 1.0).to_event(1)
     sharp = as_multiplier(lambda x: -0.5 * jnp.sum(jnp.square(jnp.diff(x, append=1.0) - 0.5)) / 0.01**2)
-    moved = tilt(law, sharp).law
-    before, after = (law.log_prob(x) + sharp.log_r(x) for x in (law.mean, moved.mean))
+    product = tilt(law, sharp).law
+    before, after = (law.log_prob(x) + sharp.log_r(x) for x in (law.mean, product.mean))
     assert after > before
-    np.testing.assert_allclose(moved.variance, jnp.ones(size), rtol=1e-6)
+    np.testing.assert_allclose(product.variance, jnp.ones(size), rtol=1e-6)
+
+
+def test_along_its_gradient_a_gaussian_function_has_its_own_mass():
+    """Where log r bends along the gradient alone, the integral over that line is that over all of x."""
+    size = MOST_COORDINATES + 1
+    law = dist.Normal(jnp.zeros(size), 2.0).to_event(1)
+    found = moved(law, lambda x: -0.5 * jnp.square((x[3] - 1.0) / 0.3))
+    exact = dist.Normal(0.0, jnp.hypot(2.0, 0.3)).log_prob(1.0) + jnp.log(0.3 * jnp.sqrt(2.0 * jnp.pi))
+    np.testing.assert_allclose(found.log_mean, exact, atol=1e-4)
+    np.testing.assert_allclose(found.law.mean[3], 4.0 / (4.0 + 0.09), atol=1e-4)
+
+
+@pytest.mark.parametrize("power", [1.0, 0.3])
+def test_a_table_of_one_gaussian_is_that_gaussian_to_any_power(power):
+    y, scale = jnp.array([1.0, -0.7]), jnp.array([0.5, 0.2])
+    exact = NormalObservation(y, scale)
+    table = Tabulated(exact, jnp.zeros((2, 1)), y[:, None], scale[:, None], jnp.ones(2, bool))
+    product, same = table.times(NORMAL, power), exact.times(NORMAL, power)
+    np.testing.assert_allclose(product.mean, same.mean, rtol=1e-5)
+    np.testing.assert_allclose(product.variance, same.variance, rtol=1e-5)
 
 
 def test_every_bit_is_moved_by_its_own_ratio():
