@@ -6,6 +6,7 @@ import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 from conftest import chi_square
 from hypothesis import given
@@ -167,3 +168,12 @@ def test_draws_have_their_law_and_a_rate_off_by_a_tenth_is_seen(significance):
 def test_bad_input_is_named(build, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build()
+
+
+def test_the_law_of_the_data_is_read_back_from_the_step_it_makes():
+    process = models.BernoulliDiffusion((3,), FixedSchedule([0.1, 0.3, 0.2]), rate=0.3)
+    law = dist.BernoulliLogits(jnp.array([0.4, -1.0, 2.0])).to_event(1)
+    for t in (2, 3):
+        for x in jnp.asarray(exact.states(3), float):
+            implied = process.implied_data_law(t, x, process.reverse_step(t, x, law))
+            np.testing.assert_allclose(one(implied), one(law), atol=1e-4)

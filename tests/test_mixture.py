@@ -10,6 +10,7 @@ from scipy.special import expit, logsumexp, softmax
 
 from nedm_ppl import models
 from nedm_ppl.models.chain.schedules import FixedSchedule
+from nedm_ppl.models.reverse._mixture import _mixture, _smoothed
 
 BETAS, RATE = [0.1, 0.3, 0.2, 1.0], 0.3
 PROCESS = models.BernoulliDiffusion((3,), FixedSchedule(BETAS), rate=RATE)
@@ -116,3 +117,10 @@ def test_refusals():
     base = models.BitMixture(jnp.zeros((2, 5)), jnp.zeros(2))
     with pytest.raises(ValueError, match=r"base must be a mixture of bits of shape \(3,\); got \(5,\)"):
         models.Diffusion(PROCESS, models.BitPrediction(silent, base=base), first_step="learned")
+
+
+def test_pseudo_counts_are_data_whose_bits_are_open():
+    """Of a component with a share of .6, whose bits are 1 in .54 and 0 of all data, after .2 data more for each."""
+    smoothed = _mixture(*_smoothed(jnp.array([0.6, 0.4]), jnp.array([[0.54, 0.0], [0.1, 0.2]]), 0.2))
+    np.testing.assert_allclose(expit(smoothed.logits[0]), [0.64 / 0.8, 0.1 / 0.8], rtol=1e-6)
+    np.testing.assert_allclose(softmax(smoothed.log_weights), [0.8 / 1.4, 0.6 / 1.4], rtol=1e-6)
