@@ -19,7 +19,7 @@ from nedm_ppl.inference import (
 from nedm_ppl.inference.posterior._local import MOST_COORDINATES, WIDENED, _climb, moved
 from nedm_ppl.inference.posterior._multiplier import as_multiplier
 from nedm_ppl.inference.posterior._proposals import NormalModes, defended, log_density
-from nedm_ppl.inference.posterior._tabulated import Tabulated, guide_of
+from nedm_ppl.inference.posterior._tabulated import Tabulated, _merged, guide_of
 from nedm_ppl.inference.posterior._tilted import tilt
 from nedm_ppl.models import Levels
 from tests.exact import states
@@ -203,6 +203,16 @@ def test_a_function_of_one_coordinate_is_tabulated_to_a_tenth_of_a_nat(name):
         drawn = np.exp(np.asarray(defended(law, product).log_prob(axis[:, None]), np.float64))
         square = np.where(density > 0.0, density**2 / np.maximum(drawn, 1e-300), 0.0).sum()
         assert 1.0 / (square * float(axis[1] - axis[0])) > 0.85
+
+
+def test_merged_cells_have_the_mass_and_moments_of_what_is_flat_on_each():
+    """Two cells of different width and height as one Gaussian, twice as wide: a law that is uniform on each has these."""
+    low, high, value = jnp.array([0.0, 1.0]), jnp.array([1.0, 4.0]), jnp.log(jnp.array([2.0, 0.5]))
+    (log_mass,), (loc,), (scale,) = _merged(low, high, value, 1)
+    mass = np.array([2.0, 1.5])
+    mean = mass @ [0.5, 2.5] / mass.sum()
+    square = mass @ [1.0 / 3.0, (4.0**3 - 1.0) / 9.0] / mass.sum()
+    np.testing.assert_allclose([log_mass, loc, (scale / 2.0) ** 2], [np.log(3.5), mean, square - mean**2], rtol=1e-5)
 
 
 def test_a_coordinate_that_r_does_not_see_keeps_its_law():
