@@ -214,6 +214,15 @@ def test_running_sums_keep_the_digits_of_their_terms():
     assert ours < 1e-2 < plain
 
 
+def test_what_a_large_sum_loses_of_small_terms_is_kept_beside_it():
+    def add(total, term):
+        return _accurate_sum(total, term), None
+
+    (value, error), _ = jax.lax.scan(add, (jnp.full(1, 1e7), jnp.zeros(1)), jnp.full((2000, 1, 1), 0.3))
+    assert np.float64(value[0]) - 1e7 == 0.0  # float32 has no room for them
+    assert np.float64(value[0]) + np.float64(error[0]) - 1e7 == pytest.approx(600.0, rel=1e-4)
+
+
 def long_chain(family: str):
     _derived.cache_clear()  # JAX remembers the dtype it gave an array, across a change of precision
     if family == "bits":

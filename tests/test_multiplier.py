@@ -64,13 +64,16 @@ def test_a_normal_law_times_a_gaussian_observation(name, power):
         np.testing.assert_allclose(r.log_mean(NORMAL), np.log(np.exp(unnormalized).sum() * CELL), atol=1e-4)
 
 
-def test_draws_of_a_linear_observation_have_its_moments():
-    product = GAUSSIAN["full"].times(NORMAL)
+@pytest.mark.parametrize("power", [1.0, 0.3])
+def test_draws_of_a_linear_observation_have_its_moments(power):
+    product = GAUSSIAN["full"].times(NORMAL, power)
     draws = np.asarray(product.sample(jax.random.key(0), (20_000,)), np.float64)
-    gain = np.diag(SCALE**2) @ MATRIX.T @ np.linalg.inv(MATRIX @ np.diag(SCALE**2) @ MATRIX.T + FULL)
+    gain = np.diag(SCALE**2) @ MATRIX.T @ np.linalg.inv(MATRIX @ np.diag(SCALE**2) @ MATRIX.T + FULL / power)
     cov = np.diag(SCALE**2) - gain @ MATRIX @ np.diag(SCALE**2)
     error = np.sqrt(np.diag(cov) / len(draws))
     assert np.all(np.abs(draws.mean(axis=0) - product.mean) < 4.0 * error)
+    squares = np.square(draws - np.asarray(product.mean))
+    assert np.all(np.abs(squares.mean(axis=0) - np.diag(cov)) < 4.0 * squares.std(axis=0) / np.sqrt(len(draws)))
     products = (draws - draws.mean(axis=0))[:, 0] * (draws - draws.mean(axis=0))[:, 1]
     assert abs(products.mean() - cov[0, 1]) < 4.0 * products.std() / np.sqrt(len(draws))
 
