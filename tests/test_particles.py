@@ -63,7 +63,7 @@ GUIDES = {
 }
 
 
-@pytest.mark.cases(1)
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", GUIDES)
 def test_one_step_is_weighed_by_the_law_of_its_draws_and_by_r(name):
     """Whatever guides, and though a share of the particles moves unguided: Z is the integral of p r."""
