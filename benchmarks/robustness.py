@@ -269,7 +269,7 @@ def arrays(scratch: Path) -> list[str]:
         "swapped": x.astype(">f4"), "fortran": np.asfortranarray(x), "complex": x + 1j, "text": x.astype("U3"),
         "dates": np.zeros((3, 2), "M8[s]"), "objects": np.array([[{}, []]], object), "fields": np.zeros(3, [("a", "f4")]),
     }  # fmt: skip
-    for name, array in odd.items():
+    for name, array in odd.items():  # objects can only be written pickled; what reads them must refuse them
         np.save(scratch / f"{name}.npy", array, allow_pickle=True)
     np.savez(scratch / "archive.npy", x)
     content = (scratch / "bool.npy").read_bytes()
