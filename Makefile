@@ -52,4 +52,4 @@ $(VENV)/installed: pyproject.toml $(PINS)
 	@touch $@
 
 clean:
-	rm -rf .venv results site build dist *.egg-info
+	rm -rf .venv .cache results site build dist *.egg-info

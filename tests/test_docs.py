@@ -24,14 +24,19 @@ SMALLER = {
 }
 
 
+def pasted(page, smaller):
+    """The blocks of a page, one after the other, with nothing changed but sizes, each of which stands there once."""
+    script = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
+    for size, less in smaller.items():
+        assert script.count(size) == 1, size
+        script = script.replace(size, less)
+    return script
+
+
 @pytest.mark.filterwarnings("ignore::nedm_ppl.inference.DoubtfulPosterior")  # fifty particles
 @pytest.mark.parametrize("page", [pytest.param("index.md", marks=pytest.mark.long), "tutorial.md"])
 def test_a_page_runs_as_it_is_pasted(page, tmp_path, monkeypatch, capsys):
-    script = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL))
-    for size, smaller in SMALLER[page].items():
-        assert script.count(size) == 1, size
-        script = script.replace(size, smaller)
-    (tmp_path / "page.py").write_text(script)
+    (tmp_path / "page.py").write_text(pasted(DOCS / page, SMALLER[page]))
     monkeypatch.chdir(tmp_path)
     names = runpy.run_path("page.py")
     assert "±" in capsys.readouterr().out and names["samples"].ndim == 2

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from test_docs import pasted
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -22,14 +23,8 @@ SMALLER = {
 @pytest.mark.filterwarnings("ignore::nedm_ppl.inference.DoubtfulPosterior")  # twenty particles
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # four draws have no r-hat
 def test_the_examples_run(tmp_path, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 4
-    script = "\n".join(blocks)
-    for size, smaller in SMALLER.items():
-        assert script.count(size) == 1, size
-        script = script.replace(size, smaller)
     file = tmp_path / "example.py"
-    file.write_text(script)
+    file.write_text(pasted(ROOT / "README.md", SMALLER))
     names = runpy.run_path(str(file))
     assert names["samples"].shape == (1000, 2)
     assert "±" in capsys.readouterr().out
