@@ -162,6 +162,24 @@ def test_hutchinson_is_unbiased_and_its_error_is_right():
 # --- derivatives, programs ------------------------------------------------------------------------------------------------
 
 
+def test_a_gradient_is_that_of_the_density_at_every_tolerance(double):
+    """Undivided by `jit`, where the backward pass is compiled apart from the forward one and rounds in its own way."""
+    network = models.networks.ResidualMLP((2,), (2, 2), 20, width=32, depth=2, key=jax.random.key(0))
+    network = jax.tree.map(
+        lambda a: a + 0.03 * jax.random.normal(jax.random.key(5), a.shape) if eqx.is_inexact_array(a) else a, network
+    )
+    process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(20))
+    model = models.Diffusion(process, models.VelocityPrediction(network), first_step="learned")
+    x, h = jnp.array([0.3, -0.7]), 1e-4
+
+    def density(tolerance):
+        return model.flow(rtol=tolerance, atol=tolerance).log_prob
+
+    slopes = [(density(1e-10)(x + h * e) - density(1e-10)(x - h * e)) / (2.0 * h) for e in jnp.eye(2)]
+    for tolerance in 1e-5, 1e-9:
+        np.testing.assert_allclose(jax.grad(density(tolerance))(x), slopes, rtol=1e-5)
+
+
 @pytest.mark.long
 def test_derivatives_match_finite_differences_and_the_log_determinant(double):
     """With respect to the value, and a scale upstream of the model's own arrays."""

@@ -25,7 +25,9 @@ by $\beta_t$.
 
 **Between the steps** g is linear in the log signal-to-noise ratio $\lambda = -2 \log\tan\varphi$ at the same x. It tends to
 m in pure noise and to $x + \nabla \log p$ in clean data, so it is smooth at both ends. The error is of second order in the
-spacing of $\lambda$.
+spacing of $\lambda$. The field has a kink at every step of the chain, and the solver stops there: it then meets smooth pieces
+alone, and takes at least T steps. A solver that steps across kinks accepts or rejects by rounding; its backward pass, which
+computes the steps anew, could then take other steps than those whose gradient it is.
 
 **End points.** The flow starts at T from N(0, I), as the chain does. Below the noise of the first step it uses, g is held at
 its value there, down to $\varphi = 0$: x is then $x_0$ itself, with an error of second order in that noise's variance.
@@ -100,6 +102,13 @@ class VelocityField(eqx.Module):
         schedule = self.diffusion.process.schedule
         angles = jnp.arctan2(jnp.sqrt(schedule.one_minus_alpha_bar), jnp.sqrt(schedule.alpha_bar))
         return angles[1] if self.diffusion.first_step == "quantized" else jnp.zeros_like(angles[0]), angles[-1]
+
+    def kinks(self) -> Array:
+        r"""$\varphi$ of the steps between which the field is interpolated, shape (num_kinks,)."""
+        schedule = self.diffusion.process.schedule
+        angles = jnp.arctan2(jnp.sqrt(schedule.one_minus_alpha_bar), jnp.sqrt(schedule.alpha_bar))
+        starts_at_first = self.diffusion.first_step == "quantized"
+        return jax.lax.stop_gradient(angles[self.first + starts_at_first : -1])
 
 
 class ProbabilityFlow(Transform):
@@ -179,6 +188,10 @@ def integrate(
     event_shape = x.shape[1:]
     size = math.prod(event_shape)
     basis = jnp.eye(size).reshape(size, *event_shape) if probes is None else probes
+    kinks = field.kinks()
+    controller = diffrax.PIDController(rtol=rtol, atol=atol)
+    if len(kinks):
+        controller = diffrax.ClipStepSizeController(controller, jump_ts=kinks)
 
     def derivative(angle: Any, state: Any, field: Any) -> tuple[Array, Array]:
         if not trace:
@@ -201,8 +214,8 @@ def integrate(
             dt0=None,
             y0=(row if to_data else row * scale, jnp.zeros(num_traces, row.dtype)),
             args=field,
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-            max_steps=MAX_STEPS,
+            stepsize_controller=controller,
+            max_steps=MAX_STEPS + 2 * len(kinks),
             throw=False,
         )
         failed = solution.result != diffrax.RESULTS.successful
