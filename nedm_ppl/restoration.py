@@ -72,6 +72,16 @@ class Hidden(Degradation):
 
     Attributes:
         mask: True where hidden, shape (*event,); `hidden` makes the usual ones.
+
+    Examples:
+        >>> import jax
+        >>> from nedm_ppl import data, models, restoration
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(5))
+        >>> diffusion = models.Diffusion(process, process.step)
+        >>> right = restoration.Hidden(restoration.hidden("right", (2,)))
+        >>> result = restoration.restore(jax.random.key(0), diffusion, data.swiss_roll(0, 3), right)
+        >>> result.paper.shape
+        (3, 2)
     """
 
     mask: np.ndarray
@@ -100,6 +110,12 @@ class Noise(Degradation):
 
     Attributes:
         scale: Its standard deviation, in the units of the data; that of the data makes the signal-to-noise ratio 1.
+
+    Examples:
+        >>> import numpy as np
+        >>> from nedm_ppl import data, restoration
+        >>> restoration.Noise(0.5).apply(np.random.default_rng(0), data.swiss_roll(0, 3)).shape
+        (3, 2)
     """
 
     scale: float
@@ -196,6 +212,16 @@ def restore(
     Raises:
         ValueError: data that are none of the model's, a mask of another shape or one that hides all or nothing, a scale that is
             not positive, or a chain that cannot be respaced.
+
+    Examples:
+        >>> import jax
+        >>> from nedm_ppl import data, models, restoration
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(5))
+        >>> diffusion = models.Diffusion(process, process.step)
+        >>> x0 = data.swiss_roll(0, 3)
+        >>> result = restoration.restore(jax.random.key(0), diffusion, x0, restoration.Noise(0.5))
+        >>> result.y.shape, result.posterior.mean.mean.shape
+        ((3, 2), (3, 2))
     """
     diffusion.check_data(x0)
     degraded = degradation.degraded(diffusion.event_shape)

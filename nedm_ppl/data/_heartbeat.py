@@ -26,6 +26,11 @@ def heartbeat(rng: np.random.Generator | int, num_data: int) -> np.ndarray:
 
     Raises:
         ValueError: `rng` is neither a generator nor a seed, or num_data < 1.
+
+    Examples:
+        >>> from nedm_ppl import data
+        >>> data.heartbeat(0, 3).sum(axis=1)  # four beats each
+        array([4., 4., 4.], dtype=float32)
     """
     num_data = check_num_data(num_data)
     phase = as_generator(rng).integers(PERIOD, size=(num_data, 1))

@@ -39,6 +39,11 @@ def swiss_roll(rng: np.random.Generator | int, num_data: int, *, noise: float = 
 
     Raises:
         ValueError: `rng`, `num_data` or `noise` outside what is said above.
+
+    Examples:
+        >>> from nedm_ppl import data
+        >>> data.swiss_roll(0, 1000).shape
+        (1000, 2)
     """
     num_data = check_num_data(num_data)
     if not 0.0 <= noise < math.inf:

@@ -52,6 +52,15 @@ class Diffusion(eqx.Module):
 
     Raises:
         ValueError: an unknown first step, levels missing or misplaced, or a reverse kernel that does not suit the process.
+
+    Examples:
+        >>> import jax
+        >>> from nedm_ppl import models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(40))
+        >>> network = models.networks.ResidualMLP((2,), (2, 2), 40, width=16, key=jax.random.key(0))
+        >>> diffusion = models.Diffusion(process, models.VelocityPrediction(network), first_step="learned")
+        >>> diffusion.sample(jax.random.key(1), 10).shape
+        (10, 2)
     """
 
     process: DiffusionProcess
@@ -130,6 +139,15 @@ class Diffusion(eqx.Module):
 
         Raises:
             ValueError: a model whose network takes no context, or contexts of another shape or kind.
+
+        Examples:
+            >>> import jax, jax.numpy as jnp
+            >>> from nedm_ppl import models
+            >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+            >>> network = models.Conditional(lambda t, x, label: jnp.stack([x + label, x]), 0)
+            >>> diffusion = models.Diffusion(process, models.DataPrediction(network))
+            >>> diffusion.given(jnp.array([0, 1, 2])).sample(jax.random.key(0), 3).shape  # one label each
+            (3, 2)
         """
         return self if context is None else bind(self, checked(self.reverse, context))
 
@@ -235,7 +253,20 @@ class Diffusion(eqx.Module):
         return jnp.concatenate([jnp.expand_dims(x0, axis).astype(path.dtype), path], axis=axis)
 
     def prior(self) -> DiffusionPrior:
-        r"""The marginal $p(x_0)$ as a site of other programs: `numpyro.sample("x", diffusion.prior())`."""
+        r"""The marginal $p(x_0)$ as a site of other programs: `numpyro.sample("x", diffusion.prior())`.
+
+        Examples:
+            >>> import numpyro
+            >>> import numpyro.distributions as dist
+            >>> from nedm_ppl import models
+            >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+            >>> diffusion = models.Diffusion(process, process.step)
+            >>> def program(y=None):
+            ...     x = numpyro.sample("x", diffusion.prior())
+            ...     return numpyro.sample("y", dist.Normal(x, 0.1).to_event(1), obs=y)
+            >>> numpyro.handlers.seed(program, 0)().shape
+            (2,)
+        """
         return DiffusionPrior(self)
 
     def flow(
@@ -260,6 +291,14 @@ class Diffusion(eqx.Module):
         Raises:
             ValueError: a chain over bits; a schedule that leaves no signal at T; a fixed first step with T = 1; no key for
                 more than 64 coordinates; no probes, or a tolerance that is not positive.
+
+        Examples:
+            >>> import jax.numpy as jnp
+            >>> from nedm_ppl import models
+            >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+            >>> flow = models.Diffusion(process, process.step).flow()  # of data that are N(0, I)
+            >>> round(float(flow.log_prob(jnp.zeros(2))), 2)
+            -1.84
         """
         return probability_flow(self, rng_key, num_probes, rtol, atol)
 
@@ -319,6 +358,18 @@ class Diffusion(eqx.Module):
         Raises:
             ModelFolderError: `folder` is taken.
             ValueError: the model holds what cannot be saved; the message says where.
+
+        Examples:
+            >>> import os, tempfile
+            >>> import jax
+            >>> from nedm_ppl import models
+            >>> network = models.networks.ResidualMLP((2,), (2, 2), 10, width=4, key=jax.random.key(0))
+            >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+            >>> diffusion = models.Diffusion(process, models.DataPrediction(network))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     diffusion.save(folder)
+            ...     sorted(os.listdir(folder))
+            ['arrays.npz', 'model.json']
         """
         save(self, folder, overwrite=overwrite)
 
@@ -333,6 +384,17 @@ class Diffusion(eqx.Module):
         Raises:
             ModelFolderError: the folder is missing, damaged, foreign, newer than this library, or not like `like`.
             ValueError: `like` is no Diffusion.
+
+        Examples:
+            >>> import tempfile
+            >>> import jax
+            >>> from nedm_ppl import models
+            >>> network = models.networks.ResidualMLP((2,), (2, 2), 10, width=4, key=jax.random.key(0))
+            >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     models.Diffusion(process, models.DataPrediction(network)).save(folder)
+            ...     models.Diffusion.load(folder).num_steps
+            10
         """
         return load(folder, cls, cls._trace_one_step, like=like)
 

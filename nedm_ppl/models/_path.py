@@ -43,6 +43,16 @@ def sample_path(name: str, diffusion: Diffusion, *, centered: bool = False) -> A
 
     Raises:
         ValueError: a chain over bits, a first step over gray levels, or a kernel that is not Gaussian, by name.
+
+    Examples:
+        >>> import numpyro
+        >>> from nedm_ppl import models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> diffusion = models.Diffusion(process, process.step)
+        >>> with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace() as trace:
+        ...     x = models.sample_path("x", diffusion)
+        >>> trace["x_noise"]["value"].shape  # the first is of x_T
+        (11, 2)
     """
     if not (isinstance(name, str) and hasattr(diffusion, "process")):
         raise ValueError(

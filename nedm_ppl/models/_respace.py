@@ -63,6 +63,14 @@ def respace(diffusion: Diffusion, num_steps: int, *, spacing: str = "index") -> 
 
     Raises:
         ValueError: a kernel that predicts no $x_0$, a number of steps outside 2..T, or an unknown spacing.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(40))
+        >>> diffusion = models.Diffusion(process, models.VelocityPrediction(lambda t, x: jnp.zeros((2, 2))))
+        >>> models.respace(diffusion, 10).num_steps
+        10
     """
     check_kind("diffusion", diffusion, Diffusion)
     num_steps = as_count("num_steps", num_steps)

@@ -17,6 +17,8 @@ class Estimate(NamedTuple):
     Numbers scale it, so that `2 * estimate` is in half the unit. `+` and `-` are of *independent* estimates, whose squared
     errors add; of two numbers for the same data take `Estimate.of(first - second)`, whose error is that of the pairs.
 
+    Examples:
+        >>> from nedm_ppl.inference import Estimate
         >>> Estimate(-1.792, 0.013) - Estimate(-1.802, 0.012)
         Estimate(mean=0.010000000000000009, se=0.01769180601295413)
         >>> print(Estimate(-1.792, 0.013) * 64)

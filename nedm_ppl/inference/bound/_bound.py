@@ -136,6 +136,14 @@ def bound_terms(
 
     Raises:
         ValueError: num_times < 1, a share outside (0, 1], or contexts that do not suit the model and the data.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from nedm_ppl import inference, models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> diffusion = models.Diffusion(process, process.step)
+        >>> inference.bound_terms(jax.random.key(0), diffusion, jnp.zeros((5, 2)), num_times=3)
+        BoundTerms of batch shape (5,), 3 steps each, nats
     """
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)
@@ -175,6 +183,17 @@ class TrajectoryBound(ELBO):
         num_times: Steps per datum, 1 by default (an unbiased low-discrepancy subsample); None takes them all.
         num_particles: Number of such estimates averaged.
         first_step_share: Share of the data whose first step is evaluated, unbiased; see `bound_terms`.
+
+    Examples:
+        >>> import jax, numpyro, optax
+        >>> from nedm_ppl import data, inference, models
+        >>> network = models.networks.ResidualMLP((2,), (2, 2), 10, width=8, depth=1, key=jax.random.key(0))
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> diffusion = models.Diffusion(process, models.VelocityPrediction(network))
+        >>> objective = inference.TrajectoryBound()
+        >>> svi = numpyro.infer.SVI(diffusion.model, diffusion.guide, optax.adam(1e-3), objective)
+        >>> svi.run(jax.random.key(1), 5, data.swiss_roll(0, 100), progress_bar=False).losses.shape
+        (5,)
     """
 
     can_infer_discrete = True

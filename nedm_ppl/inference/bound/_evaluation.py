@@ -45,6 +45,15 @@ def evaluate(
     Raises:
         ValueError: data that are masked, not finite, too large to square, of another shape or outside the model's support;
             numbers that are no counts; or an argument traced by JAX, where `bound_terms` serves.
+
+    Examples:
+        >>> import jax
+        >>> from nedm_ppl import data, inference, models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> diffusion = models.Diffusion(process, process.step)  # untrained
+        >>> terms = inference.evaluate(jax.random.key(0), diffusion, data.swiss_roll(0, 100))
+        >>> terms.total.shape, type(inference.Estimate.of(terms.total)).__name__
+        ((100,), 'Estimate')
     """
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)

@@ -89,6 +89,23 @@ class ParticleMetropolis(MCMCKernel):
     Raises:
         ValueError: no particle, a step or a target that is not positive. When MCMC starts: no diffusion site or several, no other
             latents, discrete ones, a site in a subsampled plate, or no start of positive density.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, numpyro
+        >>> import numpyro.distributions as dist
+        >>> from numpyro.infer import MCMC
+        >>> from nedm_ppl import inference, models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(5))
+        >>> diffusion = models.Diffusion(process, process.step)
+        >>> def program(y):
+        ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        ...     x = numpyro.sample("x", diffusion.prior())
+        ...     numpyro.sample("y", dist.Normal(x, scale).to_event(1), obs=y)
+        >>> kernel = inference.ParticleMetropolis(program, num_particles=10)
+        >>> mcmc = MCMC(kernel, num_warmup=5, num_samples=5, progress_bar=False)
+        >>> mcmc.run(jax.random.key(0), jnp.ones(2))
+        >>> mcmc.get_samples()["x"].shape
+        (5, 2)
     """
 
     sample_field = "z"

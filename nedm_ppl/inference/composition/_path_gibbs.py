@@ -69,6 +69,24 @@ class PathGibbs(MCMCKernel):
         ValueError: fewer than two particles. When MCMC starts: a block that is not one diffusion site, a prior that depends on
             other latents, a site in a subsampled plate, or a program that gives probability zero to all of many draws.
         ImportError: numpyro older than 0.22.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, numpyro
+        >>> import numpyro.distributions as dist
+        >>> from numpyro.infer import MCMC, NUTS
+        >>> from numpyro.infer.gibbs import Gibbs
+        >>> from nedm_ppl import inference, models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(5))
+        >>> diffusion = models.Diffusion(process, process.step)
+        >>> def program(y):
+        ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+        ...     x = numpyro.sample("x", diffusion.prior())
+        ...     numpyro.sample("y", dist.Normal(x, scale).to_event(1), obs=y)
+        >>> kernel = Gibbs([(inference.PathGibbs(program), ["x"]), (NUTS(program), None)])
+        >>> mcmc = MCMC(kernel, num_warmup=5, num_samples=5, progress_bar=False)
+        >>> mcmc.run(jax.random.key(0), jnp.ones(2))
+        >>> mcmc.get_samples()["x"].shape
+        (5, 2)
     """
 
     sample_field = "z"

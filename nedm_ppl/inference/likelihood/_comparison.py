@@ -48,6 +48,17 @@ def compare(
     Raises:
         ValueError: fewer than two results; results of other data or data scaled otherwise, of densities beside probabilities, that
             do not say what they are of, or are not finite; a Jacobian of no result, or of probabilities.
+
+    Examples:
+        >>> import jax
+        >>> from nedm_ppl import data, inference, models
+        >>> x0, results = data.swiss_roll(0, 20), {}
+        >>> for num_steps in (5, 10):
+        ...     process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(num_steps))
+        ...     diffusion = models.Diffusion(process, process.step)
+        ...     results[f"T = {num_steps}"] = inference.marginal_log_likelihood(jax.random.key(0), diffusion, x0)
+        >>> sorted(inference.compare(results))
+        ['T = 10', 'T = 5']
     """
     log_jacobian = {} if log_jacobian is None else log_jacobian
     if len(results) < 2 or not set(log_jacobian) <= set(results):

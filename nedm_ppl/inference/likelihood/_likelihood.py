@@ -321,6 +321,15 @@ def marginal_log_likelihood(
         ValueError: num_trajectories < 1, or < 2 with a target; a cap below it; a target or batch size that is not positive; data
             of another shape, masked, not finite, too large to square, or outside the model's support; a limit too small for one
             step of one trajectory; or an argument traced by JAX, where `trajectory_log_weight` serves.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from nedm_ppl import inference, models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> diffusion = models.Diffusion(process, process.step)  # of data that are N(0, I)
+        >>> result = inference.marginal_log_likelihood(jax.random.key(0), diffusion, jnp.zeros((1, 2)))
+        >>> result.log_prob.round(2)  # -log(2 pi)
+        array([-1.84])
     """
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)

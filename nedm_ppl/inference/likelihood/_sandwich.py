@@ -119,6 +119,15 @@ def sandwich(
 
     Raises:
         ValueError: num_data < 1, num_trajectories < 1, an argument traced by JAX, or what `marginal_log_likelihood` raises.
+
+    Examples:
+        >>> import jax
+        >>> from nedm_ppl import inference, models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> diffusion = models.Diffusion(process, process.step)
+        >>> result = inference.sandwich(jax.random.key(0), diffusion, 20, num_trajectories=8)
+        >>> result.x0.shape, result.lower.shape
+        ((20, 2), (20,))
     """
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)

@@ -148,6 +148,13 @@ class Known(Factorized):
 
     Raises:
         ValueError: a mask of another shape, nothing known, or values that are not finite where the mask says known.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import inference
+        >>> known = inference.Known([1.0, jnp.nan])  # the second is hidden
+        >>> float(known.log_r(jnp.array([1.0, 7.0]))), float(known.log_r(jnp.array([2.0, 7.0])))
+        (0.0, -inf)
     """
 
     values: Array
@@ -184,6 +191,13 @@ class NormalObservation(Factorized):
 
     Raises:
         ValueError: a scale that is not positive, a mask of another shape, nothing observed, or y not finite where observed.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import inference
+        >>> seen = inference.NormalObservation([1.0, jnp.nan], 0.5)  # the second is not observed
+        >>> seen.mask
+        Array([ True, False], dtype=bool)
     """
 
     y: Array
@@ -222,6 +236,13 @@ class BernoulliObservation(Factorized):
 
     Raises:
         ValueError: flip outside (0, 1), y not bits, or a mask of another shape.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import inference
+        >>> seen = inference.BernoulliObservation([0.0, 1.0], flip=0.25)
+        >>> round(float(jnp.exp(seen.log_r(jnp.array([0.0, 0.0])))), 4)  # 0.75 x 0.25
+        0.1875
     """
 
     y: Array
@@ -262,6 +283,13 @@ class LinearObservation(Multiplier):
     Raises:
         ValueError: shapes that do not go together, nothing observed, numbers that are masked or not finite elsewhere than in y,
             both or neither of scale and covariance, a scale that is not positive, or a covariance that is not positive definite.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import inference
+        >>> total = inference.LinearObservation([3.0], jnp.ones((1, 2)), scale=0.1)  # the sum of two coordinates
+        >>> bool(total.log_r(jnp.array([1.0, 2.0])) > total.log_r(jnp.array([1.0, 1.0])))
+        True
     """
 
     y: Array
@@ -350,6 +378,13 @@ class Function(Multiplier):
     Args:
         function: log r of one datum, shape (*event,), a scalar.
         differentiable: Whether a Gaussian chain may follow its gradient. Without it r moves no particle and only weighs them.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import inference
+        >>> ring = inference.Function(lambda x: -50.0 * (jnp.linalg.norm(x) - 1.0) ** 2)
+        >>> float(ring.log_r(jnp.array([0.0, 3.0])))
+        -200.0
     """
 
     function: Callable[[Array], Array]

@@ -71,6 +71,17 @@ class ParticlePosterior:
 
     Warns:
         DoubtfulPosterior: `doubts` holds reasons to doubt the result of a run.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from nedm_ppl import inference, models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> diffusion = models.Diffusion(process, process.step)  # of data that are N(0, I)
+        >>> observation = inference.NormalObservation(jnp.ones(2), 1.0)
+        >>> posterior = inference.ParticlePosterior(diffusion, observation, num_particles=100)
+        >>> posterior.run(jax.random.key(0))
+        >>> posterior.get_samples()["x"].shape, posterior.mean.mean.round(1)
+        ((400, 2), array([0.5, 0.5]))
     """
 
     def __init__(

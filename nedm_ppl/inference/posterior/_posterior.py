@@ -401,6 +401,15 @@ def multiply(
 
     Raises:
         ValueError: r of another shape or for other data, an unknown `along`, or an option that does not go with it.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from nedm_ppl import inference, models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> diffusion = models.Diffusion(process, process.step)
+        >>> chain = inference.multiply(diffusion, inference.NormalObservation(jnp.ones(2), 0.5))
+        >>> chain.sample(jax.random.key(0), (5,)).shape
+        (5, 2)
     """
     product = as_multiplier(r)
     moving = product if guide is None else as_multiplier(guide)

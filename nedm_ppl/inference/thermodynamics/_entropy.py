@@ -75,6 +75,13 @@ def entropy_bounds(process: DiffusionProcess, x0: ArrayLike) -> EntropyBounds:
 
     Raises:
         ValueError: data of another shape, or that this process cannot have.
+
+    Examples:
+        >>> from nedm_ppl import data, inference, models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> bounds = inference.entropy_bounds(process, data.swiss_roll(0, 100))
+        >>> bounds.lower.shape, bool((bounds.lower <= bounds.upper).all())
+        ((10,), True)
     """
     check_kind("process", process, DiffusionProcess)
     check_concrete("entropy_bounds", "the process's step_entropy and posterior_entropy", process, x0)

@@ -169,6 +169,16 @@ def fit(
         ValueError: data that are empty, masked, not finite, of the wrong shape or outside the process's support; num_updates < 1; a
             checkpoint folder in use without `resume`, or of another run.
         NonFiniteLossError: the loss or the weights stopped being finite; the last checkpoint is intact.
+
+    Examples:
+        >>> import jax
+        >>> from nedm_ppl import data, inference, models
+        >>> network = models.networks.ResidualMLP((2,), (2, 2), 10, width=8, depth=1, key=jax.random.key(0))
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> diffusion = models.Diffusion(process, models.VelocityPrediction(network))
+        >>> x0 = data.swiss_roll(0, 100)
+        >>> inference.fit(jax.random.key(1), diffusion, x0, num_updates=5, progress=False).num_updates
+        5
     """
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)

@@ -38,6 +38,13 @@ class BernoulliDiffusion(DiffusionProcess):
 
     Raises:
         ValueError: what is no shape or no schedule, a learned schedule, or `rate` outside (0, 1).
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import models
+        >>> process = models.BernoulliDiffusion(3, models.schedules.erasing(10))
+        >>> process.marginal(10, jnp.array([0.0, 1.0, 1.0])).mean  # nothing of x_0 is left
+        Array([0.5, 0.5, 0.5], dtype=float32)
     """
 
     event_shape: tuple[int, ...] = eqx.field(static=True)

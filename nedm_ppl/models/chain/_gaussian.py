@@ -34,6 +34,13 @@ class GaussianDiffusion(DiffusionProcess):
 
     Raises:
         ValueError: what is no shape, or no schedule.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import models
+        >>> process = models.GaussianDiffusion((8, 8), models.schedules.log_snr_linear(40))
+        >>> process.marginal(20, jnp.zeros((100, 8, 8))).batch_shape  # q(x_20 | x_0) of 100 data
+        (100,)
     """
 
     event_shape: tuple[int, ...] = eqx.field(static=True)

@@ -190,6 +190,11 @@ def erasing(num_steps: int, *, first_rate: float | None = None, last_rate: float
         first_rate: A chosen $\beta_1$ in place of $1/T$; the other rates stay.
         last_rate: $\beta_T$. With 1, the default, nothing of the signal is left at T. With 1/2 the rates are
             1/linspace(T, 2, T), which leaves about 1/T of the signal's variance to the Gaussian chain.
+
+    Examples:
+        >>> from nedm_ppl.models import schedules
+        >>> schedules.erasing(4).betas
+        (0.25, 0.3333333333333333, 0.5, 1.0)
     """
     num_steps = as_count("num_steps", num_steps)
     if not 0.0 < last_rate <= 1.0:
@@ -207,6 +212,12 @@ def log_snr_linear(num_steps: int, *, start: float = math.log(999.0), end: float
 
     With the default start $\beta_1 = 10^{-3}$. A chain spends equal effort on every octave of noise, which for few
     steps is worth much more than the paper's schedule.
+
+    Examples:
+        >>> from nedm_ppl.models import schedules
+        >>> schedule = schedules.log_snr_linear(40)
+        >>> schedule.num_steps, round(float(schedule.log_snr[-1]), 3)
+        (40, -6.0)
     """
     num_steps = as_count("num_steps", num_steps)
     if not end < start:

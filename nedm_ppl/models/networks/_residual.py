@@ -44,6 +44,13 @@ class ResidualMLP(TimedNetwork):
         width: Units per block.
         depth: Number of blocks.
         key: Initializes the weights.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from nedm_ppl.models import networks
+        >>> network = networks.ResidualMLP((3,), (2, 3), 40, width=16, key=jax.random.key(0))
+        >>> network(1, jnp.ones(3)).shape
+        (2, 3)
     """
 
     embed: eqx.nn.Linear

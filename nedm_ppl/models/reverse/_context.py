@@ -35,6 +35,17 @@ class Conditional(eqx.Module):
         function: `(t, x, context) -> array` on one datum and its context, in the place of a network; or
             `(t, x, context) -> Distribution` in the place of a whole reverse kernel, given any batch axes of both.
         null: An array of the shape and kind of every context: an integer for labels, floats for measurements.
+
+    Examples:
+        >>> import equinox, jax
+        >>> from nedm_ppl import models
+        >>> key = jax.random.key(0)
+        >>> network = models.networks.ResidualMLP((2,), (2, 2), 10, width=16, key=key)
+        >>> embedded = models.networks.Embedded(network, equinox.nn.Embedding(4, 16, key=key))
+        >>> reverse = models.VelocityPrediction(models.Conditional(embedded, 3))  # labels 0, 1, 2; and 3 for none
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> models.Diffusion(process, reverse).given(1).sample(key, 5).shape
+        (5, 2)
     """
 
     function: Callable[[ArrayLike, Array, Array], Any]

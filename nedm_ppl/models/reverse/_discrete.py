@@ -38,6 +38,14 @@ class FlipRate(Parameterization):
 
     Args:
         network: `(t, x) -> event`: z.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import models
+        >>> process = models.BernoulliDiffusion(3, models.schedules.erasing(10))
+        >>> reverse = models.FlipRate(lambda t, x: jnp.zeros(3))
+        >>> models.Diffusion(process, reverse).kernel(10, jnp.array([0.0, 1.0, 1.0])).mean
+        Array([0.5, 0.5, 0.5], dtype=float32)
     """
 
     network: Network
@@ -68,6 +76,14 @@ class BitPrediction(Prediction):
             then $x_t$.
         evidence: Whether the bit's own exact evidence is added to z; without it z alone is the log odds.
         base: A law of the data, roughly (`fit_bit_mixture`), trained with the network; None leaves it out.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import models
+        >>> process = models.BernoulliDiffusion(3, models.schedules.erasing(10))
+        >>> reverse = models.BitPrediction(lambda t, x: jnp.zeros(3))  # any bit is as likely as the other
+        >>> models.Diffusion(process, reverse).data_law(10, jnp.array([0.0, 1.0, 1.0])).mean
+        Array([0.5, 0.5, 0.5], dtype=float32)
     """
 
     network: Network
@@ -116,6 +132,15 @@ class LevelPrediction(Prediction):
         base: b, log weights of the levels of every coordinate, shape (*event, num_levels), trained with the network
             (log frequencies are a good start: `log_frequencies`); None leaves it out.
         evidence: Whether the coordinate's own exact evidence is added to z.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import models
+        >>> process = models.GaussianDiffusion(4, models.schedules.log_snr_linear(10))
+        >>> reverse = models.LevelPrediction(lambda t, x: jnp.zeros((4, 3)), levels=[-1, 0, 1])
+        >>> diffusion = models.Diffusion(process, reverse, first_step="quantized")
+        >>> diffusion.first_kernel(jnp.array([-1.0, 0.0, 1.0, 1.0])).mean.round(2)
+        Array([-1.,  0.,  1.,  1.], dtype=float32)
     """
 
     network: Network

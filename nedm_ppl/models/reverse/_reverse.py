@@ -99,6 +99,14 @@ class DriftVariance(Parameterization):
 
     Args:
         network: `(t, x) -> (2, *event)`: $z^\mu$, then $z^\Sigma$.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import models
+        >>> process = models.GaussianDiffusion(2, models.schedules.erasing(10))
+        >>> reverse = models.DriftVariance(lambda t, x: jnp.zeros((2, 2)))
+        >>> models.Diffusion(process, reverse).kernel(10, jnp.ones(2)).mean
+        Array([0., 0.], dtype=float32)
     """
 
     network: Network
@@ -140,6 +148,14 @@ class DataPrediction(_MomentPrediction):
 
     Args:
         network: `(t, x) -> (2, *event)`: $z^m$, then $z^V$.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> reverse = models.DataPrediction(lambda t, x: jnp.stack([0.5 * x, jnp.zeros(2)]))
+        >>> models.Diffusion(process, reverse).data_law(5, jnp.ones(2)).mean
+        Array([0.5, 0.5], dtype=float32)
     """
 
     network: Network
@@ -167,6 +183,14 @@ class NoisePrediction(_MomentPrediction):
 
     Raises:
         ValueError: a bound that is not positive.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from nedm_ppl import models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> reverse = models.NoisePrediction(lambda t, x: jnp.zeros((2, 2)), bound=6)
+        >>> models.Diffusion(process, reverse).data_law(5, jnp.zeros(2)).mean
+        Array([0., 0.], dtype=float32)
     """
 
     network: Network
@@ -212,6 +236,14 @@ class VelocityPrediction(_MomentPrediction):
 
     Args:
         network: `(t, x) -> (2, *event)`: $z^m$, then $z^V$.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from nedm_ppl import models
+        >>> process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(10))
+        >>> reverse = models.VelocityPrediction(lambda t, x: jnp.zeros((2, 2)))  # of data that are N(0, I)
+        >>> models.Diffusion(process, reverse, first_step="learned").sample(jax.random.key(0), 5).shape
+        (5, 2)
     """
 
     network: Network
