@@ -8,16 +8,11 @@ import pytest
 from scipy import stats
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference.posterior._particles import effective_sample_size, multinomial, particle_filter, systematic
+from nedm_ppl.inference.posterior._particles import multinomial, particle_filter, systematic
 
 PROCESS = models.GaussianDiffusion((1,), models.schedules.log_snr_linear(5))
 MODEL = models.Diffusion(PROCESS, PROCESS.step)
 SHARP = inference.multiply(MODEL, inference.NormalObservation(jnp.array([2.0]), 0.1), along="power")
-
-
-def test_the_effective_size_of_three_weights():
-    np.testing.assert_allclose(effective_sample_size(jnp.log(jnp.array([1.0, 2.0, 5.0]))), 64.0 / 30.0, rtol=1e-6)
-    assert effective_sample_size(jnp.full(4, -jnp.inf)) == 0.0
 
 
 def test_systematic_copies_are_within_one_of_what_the_weights_ask_for():

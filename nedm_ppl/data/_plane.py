@@ -28,6 +28,7 @@ from scipy.special import i0e, ndtr
 from sklearn.datasets import make_circles, make_moons, make_swiss_roll
 
 from nedm_ppl.data._arguments import as_generator, check_num_data
+from nedm_ppl.data._quadrature import by_rows, panels
 from nedm_ppl.data._swiss_roll import swiss_roll_log_density, swiss_roll_moments
 
 __all__ = ["PLANE_DENSITIES", "plane", "plane_entropy", "plane_log_density", "plane_moments"]
@@ -35,8 +36,6 @@ __all__ = ["PLANE_DENSITIES", "plane", "plane_entropy", "plane_log_density", "pl
 # scikit-learn spaces angles evenly over one call, and some generators come in equal parts: fewer draws than this, or an odd
 # number, are taken at random from a call of this size.
 LEAST_DRAWS = 5_000
-# Entries of the (points, nodes) table that a quadrature holds at a time.
-CHUNK_ENTRIES = 4_000_000
 
 # A grid over [-6, 6]^2, which holds all but 1e-12 of each density.
 GRID_CELL, GRID_HALF = 0.08, 75
@@ -130,7 +129,7 @@ def _draw_two_spirals(state: np.random.RandomState, count: int) -> np.ndarray:
 
 
 def _log_two_spirals(x: np.ndarray) -> np.ndarray:
-    k, weight = _panels(0.0, SPIRAL_END, 100)
+    k, weight = panels(np.linspace(0.0, SPIRAL_END, 101))
     curve = np.stack([-k * np.cos(k), k * np.sin(k)]) / 3.0
     weight = weight * 2.0 * k / SPIRAL_END**2
 
@@ -145,7 +144,7 @@ def _log_two_spirals(x: np.ndarray) -> np.ndarray:
     def arm(x: np.ndarray) -> np.ndarray:
         return (blurred(x[:, :1] - curve[0]) * blurred(x[:, 1:] - curve[1])) @ weight
 
-    return _log(0.5 * (_chunked(arm, x, k.size) + _chunked(arm, -x, k.size)))
+    return _log(0.5 * (by_rows(arm, x, k.size) + by_rows(arm, -x, k.size)))
 
 
 # Eight Gaussians: the scale of the original is 1.414, not the root of two.
@@ -197,7 +196,7 @@ def _draw_moons(state: np.random.RandomState, count: int) -> np.ndarray:
 
 def _log_moons(x: np.ndarray) -> np.ndarray:
     sd = 0.2
-    angle, weight = _panels(0.0, math.pi, 24)
+    angle, weight = panels(np.linspace(0.0, math.pi, 25))
     upper = np.stack([2.0 * np.cos(angle) - 1.0, 2.0 * np.sin(angle) - 0.2])
     lower = np.stack([1.0 - 2.0 * np.cos(angle), 0.8 - 2.0 * np.sin(angle)])
 
@@ -208,7 +207,7 @@ def _log_moons(x: np.ndarray) -> np.ndarray:
 
         return 0.5 * (of(upper) + of(lower))
 
-    return _log(_chunked(moons, x, angle.size)) - math.log(math.pi * 2.0 * math.pi * sd**2)
+    return _log(by_rows(moons, x, angle.size)) - math.log(math.pi * 2.0 * math.pi * sd**2)
 
 
 def _draw_pinwheel(state: np.random.RandomState, count: int) -> np.ndarray:
@@ -220,7 +219,7 @@ def _draw_pinwheel(state: np.random.RandomState, count: int) -> np.ndarray:
 
 
 def _log_pinwheel(x: np.ndarray) -> np.ndarray:
-    return _log(_chunked(_pinwheel, x, 2_000))
+    return _log(by_rows(_pinwheel, x, 2_000))
 
 
 def _pinwheel(x: np.ndarray) -> np.ndarray:
@@ -271,19 +270,6 @@ def _log_checkerboard(x: np.ndarray) -> np.ndarray:
     square = np.floor(0.5 * x)
     inside = np.all((square >= -2) & (square < 2), axis=1) & (square.sum(axis=1) % 2 == 0)
     return np.where(inside, -math.log(32.0), -np.inf)
-
-
-def _panels(first: float, last: float, num_panels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Composite ten-point Gauss-Legendre nodes and weights."""
-    unit, weight = np.polynomial.legendre.leggauss(10)
-    edges = np.linspace(first, last, num_panels + 1)
-    center, half = 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
-    return (center[:, None] + half[:, None] * unit).ravel(), (half[:, None] * weight).ravel()
-
-
-def _chunked(density: Callable[[np.ndarray], np.ndarray], x: np.ndarray, num_nodes: int) -> np.ndarray:
-    rows = max(1, CHUNK_ENTRIES // num_nodes)
-    return np.concatenate([density(x[i : i + rows]) for i in range(0, len(x), rows)])
 
 
 def _log(density: np.ndarray) -> np.ndarray:

@@ -17,13 +17,11 @@ from numpy.typing import ArrayLike
 from sklearn.datasets import make_swiss_roll
 
 from nedm_ppl.data._arguments import as_generator, check_num_data
+from nedm_ppl.data._quadrature import by_rows, panels
 
 __all__ = ["swiss_roll", "swiss_roll_log_density"]
 
 FIRST, LAST = 1.5 * math.pi, 4.5 * math.pi
-
-# Entries of the (points, nodes) table that the quadrature holds at a time.
-CHUNK_ENTRIES = 4_000_000
 
 
 def swiss_roll(rng: np.random.Generator | int, num_data: int, *, noise: float = 0.5) -> np.ndarray:
@@ -82,10 +80,9 @@ def swiss_roll_log_density(x: ArrayLike, noise: float = 0.5) -> np.ndarray:
     tau, weight = _nodes(noise)
     spiral = np.stack([tau * np.cos(tau), tau * np.sin(tau)])
     points = mean + scale * x.reshape(-1, 2)
-    rows = max(1, CHUNK_ENTRIES // tau.size)
-    integral = [_log_integral(points[i : i + rows], spiral, weight, noise) for i in range(0, len(points), rows)]
+    integral = by_rows(lambda points: _log_integral(points, spiral, weight, noise), points, tau.size)
     log_constant = 2.0 * math.log(scale) - math.log(LAST - FIRST) - math.log(2.0 * math.pi * noise**2)
-    return np.concatenate([*integral, np.zeros(0)]).reshape(x.shape[:-1]) + log_constant
+    return integral.reshape(x.shape[:-1]) + log_constant
 
 
 def swiss_roll_moments(noise: float) -> tuple[float, float]:
@@ -99,10 +96,7 @@ def _nodes(noise: float) -> tuple[np.ndarray, np.ndarray]:
     """Composite Gauss-Legendre nodes and weights over the roll's parameter."""
     # Equal panels in tau^2 are nearly equal in arc length, which is about tau d tau.
     num_panels = max(8, math.ceil((LAST**2 - FIRST**2) / (4.0 * noise)))
-    edges = np.sqrt(np.linspace(FIRST**2, LAST**2, num_panels + 1))
-    unit, weight = np.polynomial.legendre.leggauss(10)
-    center, half = 0.5 * (edges[1:] + edges[:-1]), 0.5 * np.diff(edges)
-    return (center[:, None] + half[:, None] * unit).ravel(), (half[:, None] * weight).ravel()
+    return panels(np.sqrt(np.linspace(FIRST**2, LAST**2, num_panels + 1)))
 
 
 def _log_integral(points: np.ndarray, spiral: np.ndarray, weight: np.ndarray, noise: float) -> np.ndarray:

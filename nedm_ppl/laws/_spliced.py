@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.distributions import BernoulliLogits, Distribution, Independent, Normal, constraints
+from numpyro.distributions import BernoulliLogits, Distribution, Normal, constraints
 
 from nedm_ppl._compat import validate_sample
+from nedm_ppl.laws._unwrap import coordinates
 
 __all__ = ["Spliced"]
 
@@ -37,12 +38,12 @@ class Spliced(Distribution):
 
     def __init__(self, own: Distribution, shared: Distribution, mask: ArrayLike, *, validate_args: bool | None = None):
         for law in (own, shared):
-            if not isinstance(law, Independent) or not isinstance(law.base_dist, Normal | BernoulliLogits):
+            if not law.event_dim or not isinstance(coordinates(law), Normal | BernoulliLogits):
                 raise ValueError(
                     "coordinates can be spliced into a Normal or BernoulliLogits under .to_event() alone; the kernel gives a "
                     f"{type(law).__name__}."
                 )
-        self.own, self.shared = own.base_dist, shared.base_dist
+        self.own, self.shared = coordinates(own), coordinates(shared)
         # The mask carries the batch axes too, so that rows of a batch can be taken by their first axis.
         self.mask = jnp.broadcast_to(mask, (*own.batch_shape, *own.event_shape))
         super().__init__(own.batch_shape, own.event_shape, validate_args=validate_args)

@@ -21,10 +21,11 @@ import numpy as np
 import numpyro
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.distributions import Distribution, Independent, Normal
+from numpyro.distributions import Distribution, Normal
 
 from nedm_ppl._compat import eqx_module
 from nedm_ppl.arguments import as_count, as_shape, check_key, check_kind
+from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models._flow import DiffusionFlow, probability_flow
 from nedm_ppl.models._prior import DiffusionPrior
 from nedm_ppl.models._saving import load, save
@@ -175,7 +176,7 @@ class Diffusion(eqx.Module):
         assert self.levels is not None  # checked at construction
         reverse = self.reverse
         law = reverse.data_law(self.process, 1, x1) if isinstance(reverse, Prediction) else self.kernel(1, x1)
-        normal = law.base_dist if isinstance(law, Independent) else law
+        normal = coordinates(law)
         if isinstance(normal, Levels):
             return law
         if not isinstance(normal, Normal):

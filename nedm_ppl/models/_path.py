@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from jax import Array
-from numpyro.distributions import Distribution, Independent, MultivariateNormal, Normal
+from numpyro.distributions import Distribution, MultivariateNormal, Normal
 
+from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models._diffusion import Diffusion
 
 __all__ = ["sample_path"]
@@ -72,7 +73,7 @@ def sample_path(name: str, diffusion: Diffusion, *, centered: bool = False) -> A
         first = diffusion.first_kernel(chain.at(path, 1))
         if first.is_discrete:
             raise ValueError(
-                f"reverse must end in a density for sample_path; got a {_name(_base(first))} at t = 1: {PARTICLES}"
+                f"reverse must end in a density for sample_path; got a {_name(coordinates(first))} at t = 1: {PARTICLES}"
             )
         return numpyro.sample(name, first)
     states = (diffusion.num_steps + 1, *diffusion.event_shape)
@@ -97,7 +98,7 @@ def path_end(diffusion: Diffusion, noise: Array) -> Array:
 
 def _driven(law: Distribution, noise: Array) -> Array:
     """The Gaussian's value that standard normal noise stands for."""
-    base = _base(law)
+    base = coordinates(law)
     if isinstance(base, MultivariateNormal):
         return base.loc + jnp.squeeze(base.scale_tril @ noise[..., None], axis=-1)
     if not isinstance(base, Normal):
@@ -106,10 +107,6 @@ def _driven(law: Distribution, noise: Array) -> Array:
             f"centered=True where it is continuous; else {PARTICLES}"
         )
     return base.loc + base.scale * noise
-
-
-def _base(law: Distribution) -> Distribution:
-    return law.base_dist if isinstance(law, Independent) else law
 
 
 def _name(value: object) -> str:

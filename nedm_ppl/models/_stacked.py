@@ -13,8 +13,9 @@ import equinox as eqx
 import jax
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.distributions import Distribution, Independent
+from numpyro.distributions import Distribution
 
+from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.reverse._reverse import Network, Parameterization, Prediction
@@ -100,7 +101,5 @@ def _of_stack(law: Distribution, x: Array, num_axes: int) -> Distribution:
     """A law for every draw in x, the last `num_axes` of its batch axes declared to be axes of the event."""
     batch_shape = x.shape[: x.ndim - law.event_dim]
     law = law if law.batch_shape == batch_shape else law.expand(batch_shape)  # one that does not look at x
-    base = law
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = coordinates(law)
     return base.to_event(law.event_dim - base.event_dim + num_axes)

@@ -7,9 +7,10 @@ $\log q(x) - \log p(x)$ under q, which is unbiased.
 import jax.numpy as jnp
 from jax import Array
 from jax.nn import log_sigmoid, sigmoid
-from numpyro.distributions import BernoulliLogits, Distribution, Independent, kl_divergence
+from numpyro.distributions import BernoulliLogits, Distribution, kl_divergence
 
 from nedm_ppl._compat import sum_rightmost
+from nedm_ppl.laws._unwrap import unwrap
 
 __all__ = ["divergence"]
 
@@ -38,12 +39,3 @@ def _bernoulli(q: Array, p: Array) -> Array:
     one = sigmoid(q) * (log_sigmoid(q) - log_sigmoid(p))
     zero = sigmoid(-q) * (log_sigmoid(-q) - log_sigmoid(-p))
     return jnp.where(jnp.isinf(q), jnp.where(q > 0, -log_sigmoid(p), -log_sigmoid(-p)), one + zero)
-
-
-def unwrap(d: Distribution) -> tuple[Distribution, int]:
-    """A law without its `to_event`, and how many batch axes that had made event axes."""
-    dims = 0
-    while isinstance(d, Independent):
-        dims += d.reinterpreted_batch_ndims
-        d = d.base_dist
-    return d, dims

@@ -48,7 +48,7 @@ from nedm_ppl.inference.likelihood._pareto import (
 from nedm_ppl.inference.likelihood._weights import draw_log_weights, plan
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.reverse._context import rows_of_context
-from nedm_ppl.numbers import Estimate
+from nedm_ppl.numbers import Estimate, effective_sample_size, log_mean_exp, relative_weights
 
 __all__ = ["LogLikelihood", "TargetNotReachedWarning", "marginal_log_likelihood"]
 
@@ -466,20 +466,14 @@ def _statistics(log_weights: np.ndarray) -> tuple[np.ndarray, ...]:
     """log of the mean, its standard error, effective sample size, k-hat and spread, for log weights of shape (S, n)."""
     num, k_hat, spacing = len(log_weights), pareto_k(log_weights), resolution(log_weights)
     log_weights = log_weights.astype(np.float64)
-    largest = log_weights.max(axis=0)
-    zero = np.isneginf(largest)
-    weights = np.exp(log_weights - np.where(zero, 0.0, largest))
-    mean = np.where(zero, 1.0, weights.mean(axis=0))
-    with np.errstate(divide="ignore"):
-        log_prob = largest + np.log(mean)
-    relative = weights / mean
+    log_prob, relative = log_mean_exp(log_weights), relative_weights(log_weights)
+    zero = np.isneginf(log_prob)
     se = (
         np.sqrt(np.sum(np.square(relative - 1.0), axis=0) / (num - 1) / num) if num > 1 else np.full(zero.shape, np.nan)
     )
     # Log weights of digits so coarse that they look alike are not known any better than to a digit.
     se = np.where(spacing > COARSE, np.maximum(se, spacing), np.where(zero, np.inf, se))
-    squares = np.where(zero, np.inf, np.sum(np.square(relative), axis=0))
-    return log_prob, se, num**2 / squares, k_hat, upper_spread(log_weights)
+    return log_prob, se, effective_sample_size(log_weights), k_hat, upper_spread(log_weights)
 
 
 def _check_target(num_trajectories: int, target_se: float | None, max_trajectories: int) -> None:

@@ -28,7 +28,7 @@ from nedm_ppl.inference._named_arrays import container, dataset, described, per_
 from nedm_ppl.inference.likelihood._likelihood import DEFAULT_MEMORY, marginal_log_likelihood
 from nedm_ppl.inference.likelihood._weights import plan, trajectory_log_weight
 from nedm_ppl.models._diffusion import Diffusion
-from nedm_ppl.numbers import Estimate
+from nedm_ppl.numbers import Estimate, log_mean_exp
 
 __all__ = ["Sandwich", "sandwich"]
 
@@ -157,7 +157,7 @@ def sandwich(
         progress=progress,
     )
     mixed = np.concatenate([np.concatenate(exact)[None], proposed.log_weights[1:].astype(np.float64)])
-    upper = np.logaddexp.reduce(mixed, axis=0) - np.log(num_trajectories)
+    upper = log_mean_exp(mixed)
     return Sandwich(data, proposed.log_prob, upper, num_trajectories)
 
 

@@ -33,7 +33,7 @@ from numpyro.distributions import Distribution
 
 from nedm_ppl._compat import sum_rightmost
 from nedm_ppl.arguments import as_count, check_kind, check_unmasked
-from nedm_ppl.inference.bound._divergence import unwrap
+from nedm_ppl.laws._unwrap import unwrap
 from nedm_ppl.models._diffusion import Diffusion
 
 __all__ = ["draw_log_weights", "plan", "trajectory_log_weight"]

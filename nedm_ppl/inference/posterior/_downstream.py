@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import Distribution, Independent
+from numpyro.distributions import Distribution
 
 from nedm_ppl._compat import Tracer, eval_provenance, is_identically_one
 from nedm_ppl.inference.posterior._multiplier import (
@@ -30,8 +30,10 @@ from nedm_ppl.inference.posterior._multiplier import (
     over_batch,
 )
 from nedm_ppl.inference.program._recognize import Roles, by_element, gaussian_of, marks_of, num_missing, roles
+from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models._prior import DiffusionPrior
+from nedm_ppl.models.chain._captured import is_array
 
 __all__ = ["ByCoordinate", "Downstream", "Site", "diffusion_site", "guide"]
 
@@ -341,8 +343,7 @@ def program_marks(
 
 
 def _is_data(leaf: Any) -> bool:
-    is_array = eqx.is_array(leaf) or isinstance(leaf, np.ndarray)
-    return is_array and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return is_array(leaf) and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def check_trace(name: str, trace: dict[str, Any], kernel: str) -> None:
@@ -393,8 +394,7 @@ def prior_sources(
 
 def prior_of(law: Distribution) -> DiffusionPrior | None:
     """The diffusion prior behind a site's law, through `to_event`; None where there is none."""
-    while isinstance(law, Independent):
-        law = law.base_dist
+    law = coordinates(law)
     return law if isinstance(law, DiffusionPrior) else None
 
 

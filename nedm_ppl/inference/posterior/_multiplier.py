@@ -27,9 +27,9 @@ from numpyro.distributions import Distribution
 
 from nedm_ppl._compat import Tracer
 from nedm_ppl.arguments import check_unmasked
-from nedm_ppl.inference.posterior._proposals import coordinates
 from nedm_ppl.laws._conditioned import LinearGaussian, PointNormal, normal_log_prob
 from nedm_ppl.laws._small_matrices import cholesky, compressed, whiten
+from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.reverse._discrete import Levels
 

@@ -14,6 +14,7 @@ from jax.sharding import Sharding
 from jax.tree_util import keystr, tree_leaves_with_path
 from jax.typing import ArrayLike
 from numpyro import handlers
+from scipy.special import logsumexp
 from tqdm.auto import tqdm
 
 from nedm_ppl._compat import eval_provenance
@@ -25,6 +26,7 @@ from nedm_ppl.inference.posterior._particle_verdict import DoubtfulPosterior, do
 from nedm_ppl.inference.posterior._particles import Particles, Resampling, particle_filter, systematic
 from nedm_ppl.inference.posterior._posterior import MultipliedDiffusion, multiply
 from nedm_ppl.models._diffusion import Diffusion
+from nedm_ppl.numbers import log_mean_exp, relative_weights
 
 __all__ = ["AllWeightLostError", "Estimates", "ParticlePosterior"]
 
@@ -226,7 +228,7 @@ class ParticlePosterior:
         """Normalized log weights of all particles of all repeats together, shape (*batch, num_repeats, num_particles)."""
         particles = self._result()
         evidence = np.asarray(particles.log_evidence, np.float64)
-        evidence = evidence - _log_sum(evidence, -1)[..., None]
+        evidence = evidence - logsumexp(evidence, axis=-1, keepdims=True)
         return np.asarray(particles.log_weights, np.float64) + evidence[..., None]
 
     @property
@@ -236,10 +238,9 @@ class ParticlePosterior:
         The log of the mean of the repeats' estimates of Z, each unbiased: low in expectation by half its squared error."""
         logs = np.asarray(self._result().log_evidence, np.float64)
         num = logs.shape[-1]
-        mean = _log_sum(logs, -1) - math.log(num)
-        relative = np.exp(logs - mean[..., None])
-        se = relative.std(axis=-1, ddof=1) / math.sqrt(num) if num > 1 else np.full(mean.shape, np.nan)
-        return Estimates(mean[()], se[()])
+        mean = np.asarray(log_mean_exp(logs, -1))
+        spread = relative_weights(logs, -1).std(axis=-1, ddof=1) if num > 1 else np.full(mean.shape, np.nan)
+        return Estimates(mean[()], (spread / math.sqrt(num))[()])
 
     @property
     def mean(self) -> Estimates:
@@ -356,7 +357,7 @@ class ParticlePosterior:
         spread = (1,) * (x.ndim - axis - 2)
         own = np.exp(np.asarray(particles.log_weights, np.float64)).reshape(*x.shape[: axis + 2], *spread)
         by_repeat = np.sum(own * x, axis=axis + 1)
-        share = np.exp(_log_sum(self.log_weights, -1)).reshape(*x.shape[: axis + 1], *spread)
+        share = np.exp(logsumexp(self.log_weights, axis=-1)).reshape(*x.shape[: axis + 1], *spread)
         mean = np.sum(share * by_repeat, axis=axis)
         num = self.num_repeats
         if num == 1:
@@ -490,9 +491,3 @@ def _check_support(r: Product, along: Any) -> None:
 
 def _merged(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (math.prod(shape),)
-
-
-def _log_sum(logs: np.ndarray, axis: int) -> np.ndarray:
-    largest = logs.max(axis=axis, keepdims=True)
-    largest = np.where(np.isfinite(largest), largest, 0.0)
-    return np.log(np.sum(np.exp(logs - largest), axis=axis)) + np.squeeze(largest, axis)

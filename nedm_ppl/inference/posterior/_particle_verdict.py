@@ -11,6 +11,7 @@ import numpy as np
 
 from nedm_ppl.inference.likelihood._pareto import RELIABLE, pareto_k
 from nedm_ppl.inference.posterior._particles import Particles
+from nedm_ppl.numbers import relative_weights
 
 __all__ = ["DoubtfulPosterior", "doubts"]
 
@@ -34,8 +35,7 @@ def doubts(particles: Particles) -> tuple[str, ...]:
     found = []
     num_repeats, num = np.shape(particles.log_weights)
     logs = np.asarray(particles.log_evidence, np.float64)
-    relative = np.exp(logs - logs.max())
-    if num_repeats > 1 and relative.std(ddof=1) > DISAGREEING * relative.mean():
+    if num_repeats > 1 and relative_weights(logs).std(ddof=1) > DISAGREEING:
         found.append(
             f"the repeats disagree about the evidence, by {np.ptp(logs):.1f} nats: the posterior is seen by some of them alone"
         )

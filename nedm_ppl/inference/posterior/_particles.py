@@ -23,8 +23,9 @@ from jax.typing import ArrayLike
 
 from nedm_ppl.inference.posterior._posterior import Look, MultipliedDiffusion
 from nedm_ppl.inference.posterior._proposals import log_density
+from nedm_ppl.numbers import effective_sample_size, log_mean_exp
 
-__all__ = ["Particles", "Resampling", "effective_sample_size", "multinomial", "particle_filter", "systematic"]
+__all__ = ["Particles", "Resampling", "multinomial", "particle_filter", "systematic"]
 
 Resampling = Callable[[Array, Array], Array]
 
@@ -62,14 +63,6 @@ def systematic(rng_key: Array, weights: Array) -> Array:
 def multinomial(rng_key: Array, weights: Array) -> Array:
     """Indices of N survivors, drawn independently."""
     return _invert(weights, jax.random.uniform(rng_key, weights.shape))
-
-
-def effective_sample_size(log_weights: Array) -> Array:
-    r"""$(\sum w)^2 / \sum w^2$ over the first axis; 0 where all weights are 0."""
-    largest = jnp.max(log_weights, axis=0)
-    weights = jnp.exp(log_weights - jnp.where(jnp.isfinite(largest), largest, 0.0))
-    squares = jnp.sum(jnp.square(weights), axis=0)
-    return jnp.where(squares > 0.0, jnp.square(jnp.sum(weights, axis=0)) / jnp.where(squares > 0.0, squares, 1.0), 0.0)
 
 
 class _State(NamedTuple):
@@ -114,7 +107,7 @@ def particle_filter(
     def resampled(key: Array, state: _State, look: Look, is_row: Look) -> tuple[_State, Look]:
         def survive() -> tuple[_State, Look]:
             chosen = resampling(key, jnp.exp(state.log_weights - logsumexp(state.log_weights)))
-            evidence = state.log_evidence + _log_mean(state.log_weights)
+            evidence = state.log_evidence + log_mean_exp(state.log_weights)
             x, kept = placed(state.x[chosen]), jax.tree.map(_rows(chosen), look, is_row)
             return _State(x, jnp.zeros_like(state.log_weights), evidence, state.ancestors[chosen]), kept
 
@@ -134,7 +127,7 @@ def particle_filter(
 
     def report(state: _State) -> tuple[Array, Array, Array]:
         alive = jnp.zeros(num_particles, int).at[state.ancestors].set(1)
-        evidence = state.log_evidence + _log_mean(state.log_weights)
+        evidence = state.log_evidence + log_mean_exp(state.log_weights)
         return effective_sample_size(state.log_weights), jnp.sum(alive), evidence
 
     initial = target.initial()
@@ -154,12 +147,8 @@ def particle_filter(
         jnp.concatenate([jnp.stack([last, before]), along[::-1]])
         for last, before, along in zip(report(state), at_1, reports, strict=True)
     ]
-    log_evidence = state.log_evidence + _log_mean(state.log_weights)
+    log_evidence = state.log_evidence + log_mean_exp(state.log_weights)
     return Particles(state.x, state.log_weights - logsumexp(state.log_weights), log_evidence, *series)
-
-
-def _log_mean(log_weights: Array) -> Array:
-    return logsumexp(log_weights) - jnp.log(log_weights.shape[0])
 
 
 def usable(log_weights: Array) -> Array:

@@ -42,12 +42,13 @@ from nedm_ppl.inference.posterior._multiplier import (
     as_multiplier,
     over_batch,
 )
-from nedm_ppl.inference.posterior._proposals import NormalModes, coordinates, defended, independent, is_normal
+from nedm_ppl.inference.posterior._proposals import NormalModes, defended, independent, is_normal
 from nedm_ppl.inference.posterior._tabulated import guide_of
 from nedm_ppl.inference.posterior._tilted import closes, tilt
 from nedm_ppl.laws._conditioned import LinearGaussian, PointNormal, normal_log_prob
 from nedm_ppl.laws._small_matrices import positive_part
 from nedm_ppl.laws._spliced import Spliced
+from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.chain._chain import MarkovChain
 

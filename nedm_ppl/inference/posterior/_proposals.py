@@ -27,12 +27,12 @@ from numpyro.distributions import (
 from nedm_ppl._compat import validate_sample
 from nedm_ppl.laws._conditioned import LinearGaussian, PointNormal
 from nedm_ppl.laws._small_matrices import cholesky, whiten
+from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models.reverse._discrete import Levels
 
 __all__ = [
     "UNGUIDED",
     "NormalModes",
-    "coordinates",
     "defended",
     "independent",
     "is_normal",
@@ -40,11 +40,6 @@ __all__ = [
 ]
 
 UNGUIDED = 0.1  # the share of particles that the model's own kernel moves
-
-
-def coordinates(law: Distribution) -> Distribution:
-    """The law of the coordinates, before `to_event`."""
-    return law.base_dist if isinstance(law, Independent) else law
 
 
 def is_normal(law: Distribution) -> bool:

@@ -16,14 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from numpyro.distributions import BernoulliLogits, Distribution
 
 from nedm_ppl.inference.posterior._local import MOST_COORDINATES, Tilted, modes, moved
 from nedm_ppl.inference.posterior._multiplier import NEVER, Multiplier, Product, over_batch
-from nedm_ppl.inference.posterior._proposals import coordinates, independent, is_normal
+from nedm_ppl.inference.posterior._proposals import independent, is_normal
+from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models.reverse._discrete import Levels
+from nedm_ppl.numbers import log_mean_exp
 
 __all__ = ["Tilted", "closes", "tilt"]
 
@@ -114,7 +115,7 @@ def _by_draws(law: Distribution, r: Product, num_draws: int) -> Array:
         draws = (jax.random.uniform(key, shape).reshape(lead) < near.mean).astype(float)
     draws = jnp.broadcast_to(draws, (num_draws, *law.batch_shape, *law.event_shape))
     values = over_batch(r.log_r, draws, law.event_dim)
-    return jnp.maximum(logsumexp(jnp.where(jnp.isnan(values), -jnp.inf, values), axis=0) - jnp.log(num_draws), FLOOR)
+    return jnp.maximum(log_mean_exp(jnp.where(jnp.isnan(values), -jnp.inf, values)), FLOOR)
 
 
 def _check_gradient(log_r: Callable[[Array], Array], shape: tuple[int, ...]) -> None:

@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from nedm_ppl.arguments import as_shape, check_kind
+from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.chain.schedules import LearnedSchedule, Schedule
 
@@ -166,7 +167,7 @@ class BernoulliDiffusion(DiffusionProcess):
 
 def bit_logits(law: Distribution) -> Array:
     """Log odds of independent bits, `BernoulliLogits` or `BernoulliProbs`, with or without `to_event`."""
-    bits = law.base_dist if isinstance(law, dist.Independent) else law
+    bits = coordinates(law)
     if not isinstance(bits, dist.BernoulliLogits | dist.BernoulliProbs):
         raise ValueError(f"a law of bits must be a Bernoulli in the end; got a {type(bits).__name__}.")
     return bits.logits

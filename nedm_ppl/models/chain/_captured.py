@@ -22,7 +22,7 @@ import numpy as np
 
 from nedm_ppl._compat import Tracer
 
-__all__ = ["combine", "partition"]
+__all__ = ["combine", "is_array", "partition"]
 
 ATOMS = (str, bytes, int, float, complex, type(None), type, ModuleType, CodeType, np.ndarray, np.generic, jax.Array)
 EMPTY = object()
@@ -52,7 +52,7 @@ def partition(tree: Any) -> tuple[list[Any], Any]:
         arrays.append(value)
         return Hole(len(arrays) - 1)
 
-    static = jax.tree.map(lambda leaf: take(leaf) if _is_array(leaf) else leaf, tree)
+    static = jax.tree.map(lambda leaf: take(leaf) if is_array(leaf) else leaf, tree)
     return arrays, _Walk(Tracer, take)(static)
 
 
@@ -153,7 +153,8 @@ class _Walk:
             return value
 
 
-def _is_array(leaf: Any) -> bool:
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array of JAX or NumPy."""
     return eqx.is_array(leaf) or isinstance(leaf, np.ndarray)
 
 
