@@ -67,7 +67,6 @@ LONG_FILES = {  # of more than 300 lines, and why one idea fills them
     "inference/bound/_bound.py": "the bound, its terms and the objective",
     "models/chain/schedules.py": "a function for every schedule, each with its example",
     "restoration.py": "what is hidden or noisy, how it is restored, and what is written of it",
-    "data/_plane.py": "seven densities with their truths",
 }
 
 
