@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference import multiply, particle_filter
+from nedm_ppl.inference import multiply
+from nedm_ppl.inference.posterior import particle_filter
 from tests.exact import bits_log_prob
 from tests.test_particle_posterior import instance, linear_diffusion
 
@@ -39,7 +40,7 @@ def linear_gaussian() -> Table:
     """Every instance by the filter, with both covariances, and by the paper's method."""
 
     @eqx.filter_jit
-    def run(keys: jax.Array, target: Any) -> inference.Particles:
+    def run(keys: jax.Array, target: Any) -> inference.posterior.Particles:
         return jax.lax.map(lambda key: particle_filter(key, target, NUM_PARTICLES), keys)
 
     @eqx.filter_jit

@@ -18,7 +18,8 @@ import numpy as np
 from scipy import stats
 
 from nedm_ppl import models
-from nedm_ppl.inference import LogLikelihood, k_threshold, marginal_log_likelihood
+from nedm_ppl.inference import LogLikelihood, marginal_log_likelihood
+from nedm_ppl.inference.likelihood import k_threshold
 from nedm_ppl.models.chain.schedules import FixedSchedule, log_snr_linear
 
 POOL, REPEATS, NUM_DATA = 8192, 32, 200

@@ -119,7 +119,7 @@ def schedule(num_times: int) -> models.schedules.Schedule:
     return models.schedules.from_alpha_bar(np.exp(log_alpha_bar), one_minus=-np.expm1(log_alpha_bar))
 
 
-def posterior(case: Instance, num_times: int, **options: Any) -> inference.posterior.MultipliedDiffusion:
+def posterior(case: Instance, num_times: int, **options: Any) -> inference.MultipliedDiffusion:
     process = models.GaussianDiffusion((case.matrix.shape[1],), schedule(num_times))
     network = MixtureMoments(
         jnp.asarray(case.log_weights), jnp.asarray(component_means(case.matrix.shape[1])), process.schedule.alpha_bar
@@ -130,12 +130,12 @@ def posterior(case: Instance, num_times: int, **options: Any) -> inference.poste
 
 
 @eqx.filter_jit
-def run_filter(key: Array, target: inference.posterior.MultipliedDiffusion, num_particles: int) -> inference.Particles:
-    return inference.particle_filter(key, target, num_particles)
+def run_filter(key: Array, target: inference.MultipliedDiffusion, num_particles: int) -> inference.posterior.Particles:
+    return inference.posterior.particle_filter(key, target, num_particles)
 
 
 @eqx.filter_jit
-def run_paper(key: Array, target: inference.posterior.MultipliedDiffusion) -> Array:
+def run_paper(key: Array, target: inference.MultipliedDiffusion) -> Array:
     return target.sample(key, (NUM_DRAWS,))
 
 
@@ -164,12 +164,12 @@ def measure(dx: int, dy: int, num_particles: int, num_times: int, num_instances:
 
 
 @eqx.filter_jit
-def run_many(keys: Array, target: inference.posterior.MultipliedDiffusion) -> Array:
+def run_many(keys: Array, target: inference.MultipliedDiffusion) -> Array:
     """One draw from each of many independent filters, shape (num, dx)."""
 
     def one(key: Array) -> Array:
         key_filter, key_choice = jax.random.split(key)
-        particles = inference.particle_filter(key_filter, target, PROTOCOL_PARTICLES)
+        particles = inference.posterior.particle_filter(key_filter, target, PROTOCOL_PARTICLES)
         return particles.x[jax.random.categorical(key_choice, particles.log_weights)]
 
     return jax.vmap(one)(keys)

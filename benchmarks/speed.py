@@ -36,7 +36,7 @@ def build(num_steps: int) -> models.Diffusion:
 
 def library_step(diffusion: models.Diffusion, x0: jax.Array) -> Callable[[], None]:
     svi = SVI(diffusion.model, diffusion.guide, optax.adam(1e-3), inference.TrajectoryBound())
-    with inference.unsampled_trajectories():
+    with inference.bound.unsampled_trajectories():
         state = svi.init(jax.random.key(1), x0)
     update = jax.jit(svi.update)
 

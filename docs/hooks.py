@@ -1,4 +1,4 @@
-"""What the site does beyond Markdown: formulas as MathML, which browsers read without a script; all public names of a module."""
+"""What the site does beyond Markdown: formulas as MathML, which browsers read without a script; public names of a module."""
 
 import ast
 import html
@@ -9,7 +9,7 @@ from latex2mathml.converter import convert
 
 INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.S)
 BLOCK = re.compile(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', re.S)
-MEMBERS = re.compile(r"^!!! members of ([\w.]+)$", re.M)
+MEMBERS = re.compile(r"^!!! members of ([\w.]+)(?: that are not in ([\w.]+))?$", re.M)
 ROOT = Path(__file__).parent.parent
 
 
@@ -19,7 +19,13 @@ def on_page_content(content, **_):
 
 
 def on_page_markdown(markdown, **_):
-    return MEMBERS.sub(lambda found: "\n".join(f"::: {name}" for name in public(found[1])), markdown)
+    return MEMBERS.sub(lambda found: "\n".join(f"::: {name}" for name in listed(*found.groups())), markdown)
+
+
+def listed(module, other):
+    """The public names of a module, without those that `other` exports too."""
+    known = {name.rsplit(".", 1)[1] for name in public(other)} if other else set()
+    return [name for name in public(module) if name.rsplit(".", 1)[1] not in known]
 
 
 def public(module):

@@ -36,9 +36,9 @@ TAKE_DATA = {
 }
 TAKE_VALUES = TAKE_DATA | {
     "bound_terms": lambda x: inference.bound_terms(KEY, MODEL, x),
-    "trajectory_log_weight": lambda x: inference.trajectory_log_weight(MODEL, x, np.zeros((6, 3, 2))),
+    "trajectory_log_weight": lambda x: inference.likelihood.trajectory_log_weight(MODEL, x, np.zeros((6, 3, 2))),
     "Estimate.of": inference.Estimate.of,
-    "pareto_k": inference.pareto_k,
+    "pareto_k": inference.likelihood.pareto_k,
     "from_log_weights": inference.LogLikelihood.from_log_weights,
     "calibration_error": lambda x: inference.calibration_error(x, np.zeros(6, int)),
     "accuracy": lambda x: FOUND.accuracy(np.ma.array(np.zeros(6, int), mask=x.mask[:, 0])),
@@ -82,36 +82,39 @@ TRACED = {
     "evaluate": (lambda x: inference.evaluate(KEY, MODEL, x).total, "inference.bound_terms"),
     "marginal_log_likelihood": (
         lambda x: inference.marginal_log_likelihood(KEY, MODEL, x).log_prob,
-        "inference.trajectory_log_weight",
+        "inference.likelihood.trajectory_log_weight",
     ),
-    "classify": (lambda x: inference.classify(KEY, LABELLED, x, [0, 1]).log_prob, "inference.trajectory_log_weight"),
+    "classify": (
+        lambda x: inference.classify(KEY, LABELLED, x, [0, 1]).log_prob,
+        "inference.likelihood.trajectory_log_weight",
+    ),
     "sandwich": (
         lambda x: inference.sandwich(jax.random.key(x[0, 0].astype(int)), MODEL, 2).lower,
-        "inference.trajectory_log_weight",
+        "inference.likelihood.trajectory_log_weight",
     ),
     "entropy_bounds": (lambda x: inference.entropy_bounds(PROCESS, x).lower, "step_entropy"),
     "fit": (lambda x: fit(x).seconds, "inference.TrajectoryBound"),
     "ParticlePosterior, data": (
         lambda x: posterior_of(KEY, lambda y: inference.NormalObservation(y, 0.5), x[0]),
-        "inference.particle_filter",
+        "inference.posterior.particle_filter",
     ),
     "ParticlePosterior, key": (
         lambda x: posterior_of(jax.random.key(x[0, 0].astype(int)), inference.NormalObservation(DATA[0], 0.5)),
-        "inference.particle_filter",
+        "inference.posterior.particle_filter",
     ),
     "ParticlePosterior, closure": (
         lambda x: posterior_of(KEY, lambda z: -jnp.sum((z - x[0]) ** 2)),
-        "inference.particle_filter",
+        "inference.posterior.particle_filter",
     ),
     "ParticlePosterior, multiplier": (
         lambda x: posterior_of(KEY, inference.NormalObservation(x[0], 0.5)),
-        "inference.particle_filter",
+        "inference.posterior.particle_filter",
     ),
     "ParticlePosterior, batch": (
         lambda x: inference.ParticlePosterior(
             WHITE, lambda y: inference.NormalObservation(y, 0.5), num_particles=4
         ).run_batch(KEY, x),
-        "inference.particle_filter",
+        "inference.posterior.particle_filter",
     ),
 }
 
@@ -138,11 +141,11 @@ def test_the_pure_functions_run_under_jit_and_vmap():
         return inference.bound_terms(key, WHITE, x).total
 
     def weigh(key, x):
-        return inference.trajectory_log_weight(WHITE, x, PROCESS.forward(x).sample(key))
+        return inference.likelihood.trajectory_log_weight(WHITE, x, PROCESS.forward(x).sample(key))
 
     def evidence(key, x):
         target = inference.multiply(WHITE, inference.NormalObservation(x, 0.5))
-        return inference.particle_filter(key, target, 8).log_evidence
+        return inference.posterior.particle_filter(key, target, 8).log_evidence
 
     keys, data = jax.random.split(KEY, 6), jnp.asarray(DATA)
     for function in (bound, weigh, evidence):
@@ -304,7 +307,7 @@ SWAPPED = {
         "diffusion must be a Diffusion; got a ndarray.",
     ),
     "trajectory_log_weight": (
-        lambda: inference.trajectory_log_weight(DATA, MODEL, DATA),
+        lambda: inference.likelihood.trajectory_log_weight(DATA, MODEL, DATA),
         "diffusion must be a Diffusion; got a ndarray.",
     ),
     "respace": (lambda: models.respace(2, MODEL), "diffusion must be a Diffusion; got a int."),

@@ -17,7 +17,7 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference.bound._divergence import divergence
+from nedm_ppl.inference.bound import divergence
 from nedm_ppl.models.chain.schedules import FixedSchedule, LearnedSchedule, erasing, log_snr_linear
 
 BETAS = (0.1, 0.3, 0.2, 0.5)

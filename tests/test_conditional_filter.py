@@ -10,7 +10,8 @@ import pytest
 from jax.scipy.special import logsumexp
 
 from nedm_ppl import models
-from nedm_ppl.inference import BernoulliObservation, conditional_filter, conditional_importance, multiply
+from nedm_ppl.inference import BernoulliObservation, multiply
+from nedm_ppl.inference.posterior import conditional_filter, conditional_importance
 from nedm_ppl.inference.posterior._conditional_filter import choose, resample
 from nedm_ppl.inference.posterior._posterior import Look
 from tests.conftest import SIGNIFICANCE, assert_mean, chi_square

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import nedm_ppl
+import nedm_ppl.inference
 
 MODULES = sorted(info.name for info in pkgutil.walk_packages(nedm_ppl.__path__, "nedm_ppl."))
 PACKAGE = Path(nedm_ppl.__file__).parent
@@ -37,6 +38,21 @@ def test_what_a_folder_exports_is_there(module):
     """Every name in `__all__` exists."""
     found = importlib.import_module(module)
     assert all(hasattr(found, name) for name in getattr(found, "__all__", ()))
+
+
+BLOCKS = {
+    "inference.bound": "divergence unsampled_trajectories",
+    "inference.likelihood": "k_threshold pareto_k spread_threshold trajectory_log_weight upper_spread",
+    "inference.posterior": "Particles conditional_filter conditional_importance multinomial particle_filter systematic",
+    "laws": "LinearGaussian PointNormal",
+}
+
+
+def test_building_blocks_are_public_in_their_folder_alone():
+    for module, names in BLOCKS.items():
+        for name in names.split():
+            assert hasattr(importlib.import_module(f"nedm_ppl.{module}"), name), name
+            assert not hasattr(nedm_ppl.inference, name), name
 
 
 LONG_FUNCTIONS = {  # of more than 40 lines of code, and why each stays whole

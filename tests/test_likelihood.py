@@ -17,9 +17,9 @@ from numpyro.infer import RenyiELBO
 from scipy import stats
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference import LogLikelihood, marginal_log_likelihood, pareto_k, trajectory_log_weight
+from nedm_ppl.inference import LogLikelihood, marginal_log_likelihood
 from nedm_ppl.inference import _named_arrays as named_arrays
-from nedm_ppl.inference.likelihood import _likelihood
+from nedm_ppl.inference.likelihood import _likelihood, k_threshold, pareto_k, trajectory_log_weight, upper_spread
 from nedm_ppl.inference.likelihood._likelihood import _draw
 from nedm_ppl.inference.likelihood._weights import _accurate_sum, plan
 from nedm_ppl.models.chain.schedules import FixedSchedule, _derived, erasing, log_snr_linear
@@ -410,7 +410,7 @@ def test_k_hat_is_arvizs():
 
 def test_the_threshold_grows_with_the_number_of_trajectories():
     expected = [-np.inf, 0.0, 1.0 - 1.0 / math.log10(64), 0.5, 0.7, 0.7]
-    np.testing.assert_allclose(inference.k_threshold([1, 10, 64, 100, 4096, 10**6]), expected)
+    np.testing.assert_allclose(k_threshold([1, 10, 64, 100, 4096, 10**6]), expected)
 
 
 @pytest.mark.cases(1)
@@ -442,20 +442,20 @@ def test_data_that_are_not_flagged_are_the_safer_ones(num, random_truth):
     assert result.flagged[good].mean() < 0.3 and result.flagged[~good].mean() > 0.97
     assert covered[~result.flagged].mean() > 0.9 > 0.7 > covered[result.flagged].mean()
     # The control: among data of poor kernels, the low k-hats are those that missed the tail.
-    safe = result.k_hat[~good] <= inference.k_threshold(num)
+    safe = result.k_hat[~good] <= k_threshold(num)
     assert covered[~good][safe].mean() < covered[~good][~safe].mean() - 0.15
 
 
 def test_the_spread_is_that_of_the_upper_half():
     log_weights = np.log([[1.0], [2.0], [3.0], [6.0], [0.5]])
-    assert inference.upper_spread(log_weights)[0] == pytest.approx(np.log([3.0 / 2.0, 6.0 / 2.0]).mean())
-    assert inference.upper_spread(log_weights - 1e3)[0] == pytest.approx(np.log([3.0 / 2.0, 6.0 / 2.0]).mean())
+    assert upper_spread(log_weights)[0] == pytest.approx(np.log([3.0 / 2.0, 6.0 / 2.0]).mean())
+    assert upper_spread(log_weights - 1e3)[0] == pytest.approx(np.log([3.0 / 2.0, 6.0 / 2.0]).mean())
     halves = np.array([[0.0], [0.0], [-np.inf], [-np.inf], [-np.inf]])
-    assert np.isposinf(inference.upper_spread(halves)[0]) and np.isposinf(inference.upper_spread(halves[:1])[0])
-    assert np.isnan(inference.upper_spread(np.array([[0.0], [np.nan], [0.0]]))[0])
+    assert np.isposinf(upper_spread(halves)[0]) and np.isposinf(upper_spread(halves[:1])[0])
+    assert np.isnan(upper_spread(np.array([[0.0], [np.nan], [0.0]]))[0])
     rng = np.random.default_rng(0)
-    assert_mean(inference.upper_spread(rng.exponential(0.7, (4001, 200))), 0.7)
-    assert_mean(inference.upper_spread(rng.normal(0.0, 2.0, (4001, 200))), 2.0 * math.sqrt(2.0 / math.pi))
+    assert_mean(upper_spread(rng.exponential(0.7, (4001, 200))), 0.7)
+    assert_mean(upper_spread(rng.normal(0.0, 2.0, (4001, 200))), 2.0 * math.sqrt(2.0 / math.pi))
 
 
 def test_log_weights_whose_digits_are_lost_are_not_taken_for_equal():

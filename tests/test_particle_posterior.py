@@ -13,7 +13,8 @@ from numpyro import handlers
 from scipy import stats
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference import ParticlePosterior, multiply, particle_filter
+from nedm_ppl.inference import ParticlePosterior, multiply
+from nedm_ppl.inference.posterior import particle_filter
 from nedm_ppl.inference.posterior._downstream import Downstream, diffusion_site, guide
 from nedm_ppl.inference.posterior._posterior import Lookahead
 from tests.conftest import assert_mean, standard_error
@@ -440,7 +441,7 @@ def test_what_is_reported_of_given_particles_is_the_formula():
     nothing = np.zeros((2, STEPS + 1))
     posterior = ParticlePosterior(MODEL, OBSERVED, num_particles=40, num_repeats=2)
     posterior._key = jax.random.key(3)
-    posterior._particles = inference.Particles(
+    posterior._particles = inference.posterior.Particles(
         x, np.log([own, own]), np.log([1.0, 3.0]), nothing + 40.0, nothing + 40, nothing
     )
     np.testing.assert_allclose(posterior.log_evidence, [np.log(2.0), 0.5], rtol=1e-6)  # sd of 1/2, 3/2 over root 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nedm_ppl.inference import Particles
+from nedm_ppl.inference.posterior import Particles
 from nedm_ppl.inference.posterior._particle_verdict import doubts
 
 REPEATS, NUM, TIMES = 3, 1000, 5

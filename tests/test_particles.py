@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference.posterior._particles import multinomial, particle_filter, systematic
+from nedm_ppl.inference.posterior import multinomial, particle_filter, systematic
 
 PROCESS = models.GaussianDiffusion((1,), models.schedules.log_snr_linear(5))
 MODEL = models.Diffusion(PROCESS, PROCESS.step)

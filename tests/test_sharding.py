@@ -15,7 +15,7 @@ sharding = NamedSharding(Mesh(np.array(jax.devices()), ("particles",)), Partitio
 
 assert len(jax.devices()) == 2
 target = inference.multiply(diffusion, r, along="lookahead")
-x = eqx.filter_jit(inference.particle_filter)(jax.random.key(1), target, 64, sharding=sharding).x
+x = eqx.filter_jit(inference.posterior.particle_filter)(jax.random.key(1), target, 64, sharding=sharding).x
 assert len(x.sharding.device_set) == 2
 
 one, two = (

@@ -1,4 +1,8 @@
-"""Inference: the bound, training, and what is read off a trained model."""
+"""Inference: the bound, training, and what is read off a trained model.
+
+What these are built of is public in its folder: `inference.bound`, `inference.likelihood` and `inference.posterior`, beside
+`nedm_ppl.laws`.
+"""
 
 from nedm_ppl.inference._arviz import mcmc_to_arviz as mcmc_to_arviz
 from nedm_ppl.inference._arviz import samples_to_arviz as samples_to_arviz
@@ -6,9 +10,7 @@ from nedm_ppl.inference._arviz import trace_to_arviz as trace_to_arviz
 from nedm_ppl.inference.bound import BoundTerms as BoundTerms
 from nedm_ppl.inference.bound import TrajectoryBound as TrajectoryBound
 from nedm_ppl.inference.bound import bound_terms as bound_terms
-from nedm_ppl.inference.bound import divergence as divergence
 from nedm_ppl.inference.bound import evaluate as evaluate
-from nedm_ppl.inference.bound import unsampled_trajectories as unsampled_trajectories
 from nedm_ppl.inference.composition import ParticleMetropolis as ParticleMetropolis
 from nedm_ppl.inference.composition import PathGibbs as PathGibbs
 from nedm_ppl.inference.likelihood import Classification as Classification
@@ -20,13 +22,8 @@ from nedm_ppl.inference.likelihood import calibration_error as calibration_error
 from nedm_ppl.inference.likelihood import classify as classify
 from nedm_ppl.inference.likelihood import compare as compare
 from nedm_ppl.inference.likelihood import fit_temperature as fit_temperature
-from nedm_ppl.inference.likelihood import k_threshold as k_threshold
 from nedm_ppl.inference.likelihood import marginal_log_likelihood as marginal_log_likelihood
-from nedm_ppl.inference.likelihood import pareto_k as pareto_k
 from nedm_ppl.inference.likelihood import sandwich as sandwich
-from nedm_ppl.inference.likelihood import spread_threshold as spread_threshold
-from nedm_ppl.inference.likelihood import trajectory_log_weight as trajectory_log_weight
-from nedm_ppl.inference.likelihood import upper_spread as upper_spread
 from nedm_ppl.inference.posterior import AllWeightLostError as AllWeightLostError
 from nedm_ppl.inference.posterior import BernoulliObservation as BernoulliObservation
 from nedm_ppl.inference.posterior import DoubtfulPosterior as DoubtfulPosterior
@@ -38,14 +35,8 @@ from nedm_ppl.inference.posterior import MultipliedDiffusion as MultipliedDiffus
 from nedm_ppl.inference.posterior import Multiplier as Multiplier
 from nedm_ppl.inference.posterior import NormalObservation as NormalObservation
 from nedm_ppl.inference.posterior import ParticlePosterior as ParticlePosterior
-from nedm_ppl.inference.posterior import Particles as Particles
 from nedm_ppl.inference.posterior import Product as Product
-from nedm_ppl.inference.posterior import conditional_filter as conditional_filter
-from nedm_ppl.inference.posterior import conditional_importance as conditional_importance
-from nedm_ppl.inference.posterior import multinomial as multinomial
 from nedm_ppl.inference.posterior import multiply as multiply
-from nedm_ppl.inference.posterior import particle_filter as particle_filter
-from nedm_ppl.inference.posterior import systematic as systematic
 from nedm_ppl.inference.thermodynamics import EntropyBounds as EntropyBounds
 from nedm_ppl.inference.thermodynamics import StepLosses as StepLosses
 from nedm_ppl.inference.thermodynamics import Thermodynamics as Thermodynamics
@@ -60,6 +51,4 @@ from nedm_ppl.inference.training import dequantize as dequantize
 from nedm_ppl.inference.training import drop_context as drop_context
 from nedm_ppl.inference.training import fit as fit
 from nedm_ppl.inference.training import with_parameters as with_parameters
-from nedm_ppl.laws import LinearGaussian as LinearGaussian
-from nedm_ppl.laws import PointNormal as PointNormal
 from nedm_ppl.numbers import Estimate as Estimate

@@ -103,7 +103,9 @@ def classify(
     Raises:
         ValueError: a model that takes no context, one class or none, or a prior of another length.
     """
-    check_concrete("classify", "inference.trajectory_log_weight", rng_key, diffusion, x0, contexts, log_prior)
+    check_concrete(
+        "classify", "inference.likelihood.trajectory_log_weight", rng_key, diffusion, x0, contexts, log_prior
+    )
     check_unmasked("contexts", contexts)
     check_unmasked("log_prior", log_prior)
     contexts = np.asarray(contexts)

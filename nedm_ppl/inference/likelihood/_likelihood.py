@@ -71,8 +71,8 @@ class LogLikelihood(NamedTuple):
         ess: Effective sample size $(\sum w)^2 / \sum w^2$, between 1 and S, shape (*batch,): S where all weights are equal,
             0 where every weight is 0.
         k_hat: Pareto k-hat, shape (*batch,): minus infinity where all weights are equal, infinity where it cannot be told
-            (S < 21 among others); see `pareto.pareto_k`.
-        spread: How far the upper half of the log weights lies above their median, nats, shape (*batch,); see `pareto.upper_spread`.
+            (S < 21 among others); see `pareto_k`.
+        spread: How far the upper half of the log weights lies above their median, nats, shape (*batch,); see `upper_spread`.
         num_trajectories: Trajectories drawn, S, integers of shape (*batch,).
         log_weights: Log weight of every trajectory in nats, float32, shape (S, *batch); beyond a datum's own S, NaN.
         target_se: The standard error asked for, nats, or None where the number of trajectories was.
@@ -333,7 +333,9 @@ def marginal_log_likelihood(
     """
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)
-    check_concrete("marginal_log_likelihood", "inference.trajectory_log_weight", rng_key, diffusion, x0, context)
+    check_concrete(
+        "marginal_log_likelihood", "inference.likelihood.trajectory_log_weight", rng_key, diffusion, x0, context
+    )
     start, most = as_count("num_trajectories", num_trajectories), as_count("max_trajectories", max_trajectories)
     most, batch_size = start if target_se is None else most, as_count("batch_size", batch_size)
     _check_target(start, target_se, most)

@@ -131,7 +131,7 @@ def sandwich(
     """
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)
-    check_concrete("sandwich", "inference.trajectory_log_weight", rng_key, diffusion)
+    check_concrete("sandwich", "inference.likelihood.trajectory_log_weight", rng_key, diffusion)
     num_data, num_trajectories = as_count("num_data", num_data), as_count("num_trajectories", num_trajectories)
     batch_size = as_count("batch_size", batch_size)
     key_exact, key_proposed = jax.random.split(rng_key)

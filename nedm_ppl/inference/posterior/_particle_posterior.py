@@ -62,7 +62,7 @@ class ParticlePosterior:
         num_repeats: Independent filters. Their spread is the standard error of everything; one alone has none.
         along: How r continues along the chain, as in `multiply`.
         covariance, num_draws: Options of `lookahead`, as in `multiply`.
-        resampling: `(key, weights) -> indices`; `particles.systematic` or `particles.multinomial`.
+        resampling: `(key, weights) -> indices`; `posterior.systematic` or `posterior.multinomial`.
         threshold: Resample where the effective sample size falls below this share of N.
         sharding: How particles are laid over devices, for their first axis.
 
@@ -369,7 +369,7 @@ class ParticlePosterior:
     def _check(self, rng_key: Any, *values: Any) -> None:
         check_concrete(
             "ParticlePosterior",
-            "inference.particle_filter on inference.multiply(diffusion, r)",
+            "inference.posterior.particle_filter on inference.multiply(diffusion, r)",
             rng_key,
             self.model,
             *values,
