@@ -5,14 +5,16 @@ Nothing here knows of models or inference, so that both may use it.
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import ArrayLike
 
 from nedm_ppl._compat import Tracer
 
-__all__ = ["as_count", "as_shape", "check_concrete", "check_key", "check_kind", "check_unmasked", "whole"]
+__all__ = ["as_count", "as_shape", "check_concrete", "check_key", "check_kind", "check_unmasked", "require", "whole"]
 
 
 def as_count(name: str, value: Any, least: int = 1) -> int:
@@ -86,6 +88,21 @@ def check_unmasked(name: str, value: Any) -> None:
             f"{name} must hold no masked values; got {masked} of {sum(mask.size for mask in masks)} masked, and what lies "
             "under a mask is no datum. Drop or impute those data."
         )
+
+
+def require(value: Array, holds: Array, said: str) -> Array:
+    """`value`, of which `holds` must be true everywhere: where JAX traces it, when the program runs.
+
+    To be called where an object is built and not in a loop: under `jit` it is a branch, and on a GPU the device waits for it.
+
+    Raises:
+        ValueError: it is not, with the sentence `said`; under `jit` JAX's or Equinox's own error with that sentence in it.
+    """
+    if isinstance(holds, Tracer):
+        return eqx.error_if(value, ~holds, said)
+    if not np.all(holds):
+        raise ValueError(said)
+    return value
 
 
 def whole(name: str, value: ArrayLike) -> np.ndarray:

@@ -291,3 +291,41 @@ def fit(diffusion, **options):
 def test_bad_contexts_are_named(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+def embedded(num_labels=3):
+    key_network, key_table = jax.random.split(KEY)
+    network = networks.ResidualMLP((2,), (2, 2), 4, width=8, depth=1, key=key_network)
+    labels = networks.Embedded(network, eqx.nn.Embedding(num_labels, 8, key=key_table))
+    return models.Diffusion(PLANE, models.VelocityPrediction(models.Conditional(labels, 0)))
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize("of", [lambda model: model, lambda model: models.guided(model, 2.0)])
+def test_a_label_that_the_network_has_no_row_for_is_refused(label, of):
+    """A table of embeddings would give its last row."""
+    model, x0 = of(embedded()), jnp.zeros((2, 2))
+    said = r"context must be labels in 0\.\.2"
+    assert model.given(2).sample(KEY).shape == (2,)
+    with pytest.raises(ValueError, match=said):
+        model.given(label)
+    with pytest.raises(ValueError, match=said):
+        inference.fit(KEY, model, x0, context=np.array([0, label]), num_updates=1)
+    sample = jax.jit(lambda label: model.given(label).sample(KEY))
+    bound = jax.jit(lambda label: inference.bound_terms(KEY, model, x0, context=label).total)
+    for compiled in (sample, bound):
+        assert np.all(np.isfinite(compiled(jnp.array(2))))
+        with pytest.raises(Exception, match=said):
+            compiled(jnp.array(label)).block_until_ready()
+
+
+def test_labels_are_not_checked_again_in_every_update():
+    """A branch in a training step is one that a device waits for."""
+    model, x0, labels = embedded(), jnp.zeros((4, 2)), jnp.array([0, 1, 2, 0])
+    objective = inference.TrajectoryBound()
+    svi = numpyro.infer.SVI(model.model, model.guide, optax.adam(1e-3), objective)
+    state = svi.init(KEY, x0, labels)
+    assert "cond" not in str(jax.make_jaxpr(svi.update)(state, x0, labels))
+    assert "cond" in str(jax.make_jaxpr(lambda label: model.given(label).context)(labels))
+    with pytest.raises(ValueError, match="context must be labels"):
+        svi.init(KEY, x0, labels + 1)

@@ -357,3 +357,24 @@ def test_outside_its_support_a_law_has_no_density():
     assert log_density(law, inside) == law.log_prob(inside) and log_density(law, outside) == -jnp.inf
     both = jnp.stack([inside, outside])
     np.testing.assert_array_equal(jnp.isfinite(log_density(law.expand((2,)), both)), [True, False])
+
+
+@pytest.mark.parametrize(
+    ("build", "good", "bad", "said"),
+    [
+        (lambda s: NormalObservation(jnp.zeros(2), s), 0.5, 0.0, "scale must be positive"),
+        (lambda s: LinearObservation(jnp.zeros(1), jnp.ones((1, 2)), scale=s), 0.5, -1.0, "scale must be positive"),
+        (lambda flip: BernoulliObservation(jnp.zeros(2), flip), 0.5, 1.0, "flip must lie in"),
+        (lambda bit: BernoulliObservation(bit * jnp.ones(2), 0.1), 1.0, 0.5, "y must be bits"),
+    ],
+)
+def test_values_that_mean_nothing_end_a_compiled_program(build, good, bad, said):
+    """Without the check a scale of -1, or a flip of 1, gives numbers."""
+    log_r = jax.jit(lambda value: build(value).log_r(jnp.zeros(2)))
+    assert np.isfinite(log_r(good))
+    with pytest.raises(Exception, match=said):
+        log_r(bad).block_until_ready()
+    many = jax.jit(jax.vmap(lambda value: build(value).log_r(jnp.zeros(2))))
+    assert np.all(np.isfinite(many(jnp.array([good, good]))))
+    with pytest.raises(Exception, match=said):
+        many(jnp.array([good, bad])).block_until_ready()

@@ -31,7 +31,7 @@ from nedm_ppl.models._prior import DiffusionPrior
 from nedm_ppl.models._saving import load, save
 from nedm_ppl.models.chain._chain import MarkovChain
 from nedm_ppl.models.chain._process import DiffusionProcess
-from nedm_ppl.models.reverse._context import bind, checked, conditionals, num_contexts
+from nedm_ppl.models.reverse._context import bind, checked, conditionals, known, num_contexts
 from nedm_ppl.models.reverse._discrete import Levels, check_levels, quantize
 from nedm_ppl.models.reverse._reverse import Parameterization, Prediction
 
@@ -139,7 +139,8 @@ class Diffusion(eqx.Module):
                 `diffusion.given(labels).sample(key, labels.shape)`. None leaves the model as it is.
 
         Raises:
-            ValueError: a model whose network takes no context, or contexts of another shape or kind.
+            ValueError: a model whose network takes no context, contexts of another shape or kind, or a label beyond those of a
+                network with `num_labels`; under `jit` such a label ends the program when it runs.
 
         Examples:
             >>> import jax, jax.numpy as jnp
@@ -150,7 +151,7 @@ class Diffusion(eqx.Module):
             >>> diffusion.given(jnp.array([0, 1, 2])).sample(jax.random.key(0), 3).shape  # one label each
             (3, 2)
         """
-        return self if context is None else bind(self, checked(self.reverse, context))
+        return self if context is None else bind(self, known(self.reverse, context))
 
     def kernel(self, t: ArrayLike, x: Array) -> Distribution:
         r"""The reverse kernel $p(x_{t-1} | x_t = x)$, for t = 2..T (and t = 1 where the first step is learned)."""
@@ -325,7 +326,7 @@ class Diffusion(eqx.Module):
         """
         diffusion = self._registered()
         with self._plate(x0, context, num_data, subsample_size) as (rows, contexts):
-            given = diffusion.given(contexts)
+            given = diffusion if contexts is None else bind(diffusion, checked(diffusion.reverse, contexts))
             chain = given.reverse_chain()
             path = numpyro.sample("trajectory", chain, infer=TRAJECTORY)
             first = given.first_kernel(chain.at(path, 1))

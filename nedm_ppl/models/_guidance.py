@@ -41,6 +41,11 @@ class Guided(eqx.Module):
     null: Array
     weight: float
 
+    @property
+    def num_labels(self) -> int | None:
+        """How many labels the network knows, where it says so."""
+        return getattr(self.function, "num_labels", None)
+
     def __call__(self, t: ArrayLike, x: Array, context: Array) -> Array:
         free = self.function(t, x, self.null)
         return free + self.weight * (self.function(t, x, context) - free)

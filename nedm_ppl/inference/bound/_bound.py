@@ -27,7 +27,7 @@ from nedm_ppl.arguments import as_count, check_key, check_kind, check_unmasked
 from nedm_ppl.inference._named_arrays import UNBIASED, container, data_dims, dataset, per_unit
 from nedm_ppl.inference.bound._divergence import divergence
 from nedm_ppl.models._diffusion import Diffusion
-from nedm_ppl.models.reverse._context import rows_of_context
+from nedm_ppl.models.reverse._context import holding, known, rows_of_context
 
 __all__ = ["BoundTerms", "TrajectoryBound", "bound_terms"]
 
@@ -135,7 +135,8 @@ def bound_terms(
             for all of them at no cost.
 
     Raises:
-        ValueError: num_times < 1, a share outside (0, 1], or contexts that do not suit the model and the data.
+        ValueError: num_times < 1, a share outside (0, 1], or contexts that do not suit the model and the data; a label beyond
+            the model's ends a program under `jit` when it runs.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -145,13 +146,26 @@ def bound_terms(
         >>> inference.bound_terms(jax.random.key(0), diffusion, jnp.zeros((5, 2)), num_times=3)
         BoundTerms of batch shape (5,), 3 steps each, nats
     """
+    check_unmasked("context", context)
+    contexts = None if context is None else known(diffusion, context)
+    return _terms(rng_key, diffusion, x0, contexts, num_times, first_step_share)
+
+
+def _terms(
+    rng_key: Array,
+    diffusion: Diffusion,
+    x0: Array,
+    context: Array | None,
+    num_times: int | None,
+    first_step_share: float,
+) -> BoundTerms:
+    """`bound_terms` where labels need no check as the program runs: training checks them before."""
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)
     if not 0.0 < first_step_share <= 1.0:
         raise ValueError(f"first_step_share must lie in (0, 1]; got {first_step_share:g}.")
     num_times = None if num_times is None else as_count("num_times", num_times)
     check_unmasked("x0", x0)
-    check_unmasked("context", context)
     process = diffusion.process
     batch_shape = jnp.shape(x0)[: jnp.ndim(x0) - process.event_dim]
     flat = jnp.reshape(x0, (-1, *process.event_shape))
@@ -160,7 +174,7 @@ def bound_terms(
 
     last = process.num_steps
     if num_times is None or last == 1:
-        times, steps = _all_steps(key_steps, diffusion.given(contexts), flat)
+        times, steps = _all_steps(key_steps, holding(diffusion, contexts), flat)
         total = jnp.sum(steps, axis=0)
     else:
         times = _low_discrepancy(key_times, num_times, flat.shape[0], 2, last)
@@ -245,14 +259,8 @@ class TrajectoryBound(ELBO):
             raise ValueError(
                 f"site {site['name']!r} must be observed for a TrajectoryBound; pass the data to the model."
             )
-        terms = bound_terms(
-            rng_key,
-            site["infer"]["diffusion"],
-            site["value"],
-            context=site["infer"].get("context"),
-            num_times=self.num_times,
-            first_step_share=self.first_step_share,
-        )
+        diffusion, context = site["infer"]["diffusion"], site["infer"].get("context")
+        terms = _terms(rng_key, diffusion, site["value"], context, self.num_times, self.first_step_share)
         bound = terms.total
         if isinstance(site["fn"], MaskedDistribution):
             bound = jnp.where(mask_of(site["fn"]), bound, 0.0)
@@ -288,7 +296,7 @@ def _step(rng_key: Array, diffusion: Diffusion, t: Array, x0: Array) -> Array:
 
 def _drawn_steps(rng_key: Array, diffusion: Diffusion, x0: Array, contexts: Array | None, times: Array) -> Array:
     def step(key: Array, t: Array, row: Array, context: Array | None) -> Array:
-        return _step(key, diffusion.given(context), t, row)
+        return _step(key, holding(diffusion, context), t, row)
 
     # One flat axis for draws and data: XLA multiplies matrices faster than it multiplies batches of them.
     keys = jax.random.split(rng_key, times.size)
@@ -335,6 +343,6 @@ def _first_step(rng_key: Array, diffusion: Diffusion, x0: Array, contexts: Array
     count = max(1, round(share * num_data))
     rows = jnp.arange(num_data) if count == num_data else jax.random.choice(key_rows, num_data, (count,), replace=False)
     x1 = process.step(1, x0[rows]).sample(key_x)
-    given = diffusion.given(None if contexts is None else contexts[rows])
+    given = holding(diffusion, None if contexts is None else contexts[rows])
     log_prob = given.first_kernel(x1).log_prob(x0[rows])
     return jnp.zeros(num_data).at[rows].set(num_data / count * log_prob)

@@ -47,7 +47,7 @@ from nedm_ppl.inference.likelihood._pareto import (
 )
 from nedm_ppl.inference.likelihood._weights import draw_log_weights, plan
 from nedm_ppl.models._diffusion import Diffusion
-from nedm_ppl.models.reverse._context import rows_of_context
+from nedm_ppl.models.reverse._context import holding, rows_of_context
 from nedm_ppl.numbers import Estimate, effective_sample_size, log_mean_exp, relative_weights
 
 __all__ = ["LogLikelihood", "TargetNotReachedWarning", "marginal_log_likelihood"]
@@ -412,7 +412,7 @@ class _Sampler:
         self.rng_key, self.diffusion, self.x0, self.contexts = rng_key, diffusion, x0, contexts
         limit = DEFAULT_MEMORY if memory_limit is None else memory_limit
         # Planned with one context for all rows: what a context each adds is small beside a network's own numbers.
-        self.rows, self.chunk = plan(diffusion.given(None if contexts is None else contexts[0]), rows, limit)
+        self.rows, self.chunk = plan(holding(diffusion, None if contexts is None else contexts[0]), rows, limit)
         while memory_limit is not None and (taken := self._bytes()) > memory_limit:
             if self.chunk == self.rows == 1:
                 raise ValueError(
@@ -439,7 +439,7 @@ class _Sampler:
         return log_weights.reshape(num, len(data))
 
     def _given(self, datum: np.ndarray) -> Diffusion:
-        return self.diffusion.given(None if self.contexts is None else self.contexts[datum])
+        return holding(self.diffusion, None if self.contexts is None else self.contexts[datum])
 
     def _bytes(self) -> int:
         """Working memory of the compiled program by its own account; 0 where the device keeps none."""

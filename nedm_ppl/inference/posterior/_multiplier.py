@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from nedm_ppl._compat import Tracer
-from nedm_ppl.arguments import check_unmasked
+from nedm_ppl.arguments import check_unmasked, require
 from nedm_ppl.laws._conditioned import LinearGaussian, PointNormal, normal_log_prob
 from nedm_ppl.laws._small_matrices import cholesky, compressed, whiten
 from nedm_ppl.laws._unwrap import coordinates
@@ -190,7 +190,8 @@ class NormalObservation(Factorized):
         mask: Which coordinates are observed, boolean, shape (*event,); by default those of y that are not NaN.
 
     Raises:
-        ValueError: a scale that is not positive, a mask of another shape, nothing observed, or y not finite where observed.
+        ValueError: a scale that is not positive (under `jit` that ends the program when it runs), a mask of another shape, nothing
+            observed, or y not finite where observed.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -235,7 +236,7 @@ class BernoulliObservation(Factorized):
         mask: Which bits are observed, boolean, shape (*event,); by default those of y that are not NaN.
 
     Raises:
-        ValueError: flip outside (0, 1), y not bits, or a mask of another shape.
+        ValueError: flip outside (0, 1) or y not bits (under `jit` these end the program when it runs), or a mask of another shape.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -252,12 +253,11 @@ class BernoulliObservation(Factorized):
     def __init__(self, y: ArrayLike, flip: ArrayLike, mask: ArrayLike | None = None):
         self.y, self.mask = _masked(y, mask, "y")
         check_unmasked("flip", flip)
-        self.flip = jnp.asarray(flip, float)
-        _check_broadcast(self.flip, self.y, "flip")
-        if _concrete(self.flip) and not np.all((np.asarray(self.flip) > 0.0) & (np.asarray(self.flip) < 1.0)):
-            raise ValueError("flip must lie in (0, 1); for bits that are known for certain use Known.")
-        if _concrete(self.y) and not np.all(np.isin(np.asarray(self.y), (0.0, 1.0))):
-            raise ValueError("y must be bits, 0 or 1, where observed.")
+        flip = jnp.asarray(flip, float)
+        _check_broadcast(flip, self.y, "flip")
+        inside = (flip > 0.0) & (flip < 1.0)
+        self.flip = require(flip, inside, "flip must lie in (0, 1); for bits that are known for certain use Known.")
+        self.y = require(self.y, (self.y == 0.0) | (self.y == 1.0), "y must be bits, 0 or 1, where observed.")
 
     def log_factors(self, values: Array) -> Array:
         agree = jnp.where(jnp.abs(values - self.y) < 0.5, 1.0 - self.flip, self.flip)
@@ -503,10 +503,9 @@ def _like(rows: Array, values: Array) -> Array:
 def _positive(scale: ArrayLike, name: str) -> Array:
     check_unmasked(name, scale)
     scale = jnp.asarray(scale, float)
-    if _concrete(scale) and not np.all(np.asarray(scale) > 0.0):
-        least = float(np.min(np.asarray(scale)))
-        raise ValueError(f"{name} must be positive, a standard deviation; got {least:g}. For exact values use Known.")
-    return scale
+    got = f"{float(np.min(np.asarray(scale))):g}" if _concrete(scale) else "one that is not"
+    said = f"{name} must be positive, a standard deviation; got {got}. For exact values use Known."
+    return require(scale, scale > 0.0, said)
 
 
 def _check_broadcast(value: Array, like: Array, name: str) -> None:

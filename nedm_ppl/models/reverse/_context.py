@@ -20,6 +20,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from nedm_ppl._compat import Tracer
+from nedm_ppl.arguments import require
+
 __all__ = ["Conditional"]
 
 Tree = TypeVar("Tree")
@@ -33,7 +36,8 @@ class Conditional(eqx.Module):
 
     Args:
         function: `(t, x, context) -> array` on one datum and its context, in the place of a network; or
-            `(t, x, context) -> Distribution` in the place of a whole reverse kernel, given any batch axes of both.
+            `(t, x, context) -> Distribution` in the place of a whole reverse kernel, given any batch axes of both. Where it has
+            an attribute `num_labels`, as `networks.Embedded` has, contexts must be labels below that number.
         null: An array of the shape and kind of every context: an integer for labels, floats for measurements.
 
     Examples:
@@ -73,7 +77,17 @@ class Conditional(eqx.Module):
             )
         if jnp.issubdtype(self.context.dtype, jnp.integer) and not jnp.issubdtype(values.dtype, jnp.integer):
             raise ValueError(f"context must be integers, the labels of this model; got {values.dtype}.")
+        if not isinstance(values, Tracer):
+            self.known(values)
         return values.astype(self.context.dtype)
+
+    def known(self, values: Array) -> Array:
+        """Contexts, none of which is a label beyond those of this model; a ValueError where one is, under `jit` as it runs."""
+        number = getattr(self.function, "num_labels", None)
+        if number is None:
+            return values
+        said = f"context must be labels in 0..{number - 1}, those that the network was built for; got others."
+        return require(values, (values >= 0) & (values < number), said)
 
 
 def conditionals(tree: Any) -> list[Conditional]:
@@ -90,6 +104,19 @@ def bind(tree: Tree, context: Array | None) -> Tree:
         return eqx.tree_at(lambda n: n.context, node, context, is_leaf=lambda leaf: leaf is None)
 
     return jax.tree.map(replace, tree, is_leaf=_is_conditional)
+
+
+def holding(tree: Tree, context: Array | None) -> Tree:
+    """The same model with another context that was checked already; with its own for None."""
+    return tree if context is None else bind(tree, context)
+
+
+def known(tree: Any, context: ArrayLike) -> Array:
+    """As `checked`, and under `jit` labels beyond the model's end the program when it runs."""
+    values = checked(tree, context)
+    for conditional in conditionals(tree):
+        values = conditional.known(values)
+    return values
 
 
 def checked(tree: Any, context: ArrayLike) -> Array:
