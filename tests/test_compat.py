@@ -8,6 +8,9 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
+from numpyro.infer import Trace_ELBO, TraceGraph_ELBO
+from numpyro.infer.elbo import get_importance_log_probs
+from numpyro.infer.util import log_density
 
 from nedm_ppl import _compat
 
@@ -90,3 +93,36 @@ def test_a_messenger_sees_every_site():
         numpyro.sample("x", dist.Normal(0.0, 1.0))
         numpyro.sample("y", dist.Normal(0.0, 1.0))
     assert seen == ["x", "y"]
+
+
+def test_a_density_knows_the_site_that_numpyro_asks_it_for():
+    """`log_density`, importance sampling and the bounds of SVI score sites in loops over a variable of that name."""
+    asked = []
+
+    class Asked(dist.Normal):
+        def log_prob(self, value):
+            asked.append(_compat.density_asked_by())
+            return super().log_prob(value)
+
+    def program():
+        numpyro.sample("latent", Asked(0.0, 1.0).expand([2]).to_event(1))
+        numpyro.sample("seen", Asked(0.0, 1.0).mask(True), obs=1.0)
+
+    def guide():
+        numpyro.sample("latent", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+
+    values, key = {"latent": jnp.zeros(2)}, jax.random.key(0)
+    seeded = handlers.seed(program, 0), handlers.seed(guide, 1)
+    for ask in (
+        lambda: log_density(program, (), {}, values),
+        lambda: get_importance_log_probs(*seeded, (), {}, {}),
+        lambda: Trace_ELBO().loss(key, {}, *seeded),
+        lambda: TraceGraph_ELBO().loss(key, {}, *seeded),
+    ):
+        asked.clear()
+        ask()
+        found = {site["name"]: (module.split(".")[0], site["is_observed"]) for module, site in asked}
+        assert found == {"latent": ("numpyro", False), "seen": ("numpyro", True)}
+    asked.clear()
+    Asked(0.0, 1.0).log_prob(0.0)
+    assert asked == [(__name__, None)]

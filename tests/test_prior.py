@@ -10,10 +10,13 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
-from numpyro.infer import MCMC, NUTS, Predictive
+from numpyro.infer import AIES, ESS, MCMC, NUTS, SA, Predictive
+from numpyro.infer.elbo import get_importance_log_probs
+from numpyro.infer.gibbs import Gibbs
+from numpyro.infer.inspect import get_model_relations
 from numpyro.infer.util import log_density
 
-from nedm_ppl import models
+from nedm_ppl import inference, models
 
 PROCESS = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(4, start=3.0, end=-6.0))
 GAUSSIAN = models.Diffusion(PROCESS, PROCESS.step)
@@ -52,10 +55,82 @@ def test_under_numpyros_handlers():
     assert np.isin(done["bits"]["value"], (0.0, 1.0)).all()
 
 
+@pytest.mark.filterwarnings("ignore::nedm_ppl.models.NoDensityWarning")
 def test_the_density_of_a_program_is_that_of_its_other_sites():
     joint, _ = log_density(both, (jnp.zeros((2, 2)),), {}, VALUES)
     rest = dist.HalfNormal(1.0).log_prob(0.5) + 4 * dist.Normal(3.0, 0.5).log_prob(0.0)
     np.testing.assert_allclose(joint, rest, rtol=1e-6)
+
+
+def denoise(y):
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    x = numpyro.sample("x", GAUSSIAN.prior())
+    numpyro.sample("y", dist.Normal(x, scale).to_event(1), obs=y)
+
+
+def drawn_by(kernel, num_chains=1):
+    mcmc = MCMC(
+        kernel, num_warmup=2, num_samples=2, num_chains=num_chains, chain_method="vectorized", progress_bar=False
+    )
+    mcmc.run(jax.random.key(0), jnp.ones(2))
+
+
+def by_importance():
+    def guide(y):
+        numpyro.sample("scale", dist.Delta(0.5))
+        numpyro.sample("x", dist.Delta(jnp.ones(2), event_dim=1))
+
+    get_importance_log_probs(handlers.seed(denoise, 0), handlers.seed(guide, 1), (jnp.ones(2),), {}, {})
+
+
+FLAT = {
+    "log_density": lambda: log_density(denoise, (jnp.ones(2),), {}, {"scale": jnp.array(0.5), "x": jnp.ones(2)}),
+    "a density": lambda: GAUSSIAN.prior().log_prob(jnp.ones(2)),
+    "a density in a plate": lambda: GAUSSIAN.prior().expand((3,)).to_event(1).log_prob(jnp.ones((3, 2))),
+    "SA": lambda: drawn_by(SA(denoise)),
+    "AIES": lambda: drawn_by(AIES(denoise), 6),
+    "ESS": lambda: drawn_by(ESS(denoise), 6),
+    "importance": by_importance,
+}
+
+
+@pytest.mark.filterwarnings("ignore:There are not enough devices")
+@pytest.mark.parametrize("who", FLAT)
+def test_what_takes_the_zero_for_a_flat_prior_is_told_once(who, monkeypatch):
+    monkeypatch.setattr("nedm_ppl.models._prior._warned", False)
+    with pytest.warns(models.NoDensityWarning, match=r"takes the zero.*PathGibbs.*Metropolis, or diffusion\.flow"):
+        FLAT[who]()
+    FLAT[who]()  # a second warning would be an error
+
+
+def posterior_by_particles():
+    given = handlers.condition(denoise, {"scale": jnp.array(0.5)})
+    inference.ParticlePosterior(given, num_particles=50, num_repeats=2).run(jax.random.key(0), jnp.ones(2))
+
+
+def predicted():
+    Predictive(denoise, num_samples=2)(jax.random.key(0), None)
+    Predictive(denoise, posterior_samples={"x": jnp.ones((2, 2))})(jax.random.key(0), None)
+
+
+RIGHT = {
+    "NUTS given the site": lambda: drawn_by(NUTS(handlers.condition(denoise, {"x": jnp.ones(2)}))),
+    "NUTS, then PathGibbs": lambda: drawn_by(
+        Gibbs([(NUTS(denoise), ["scale"]), (inference.PathGibbs(denoise), ["x"])])
+    ),
+    "PathGibbs, then NUTS": lambda: drawn_by(Gibbs([(inference.PathGibbs(denoise), ["x"]), (NUTS(denoise), None)])),
+    "ParticleMetropolis": lambda: drawn_by(inference.ParticleMetropolis(denoise, num_particles=10)),
+    "ParticlePosterior": posterior_by_particles,
+    "Predictive": predicted,
+    "relations": lambda: get_model_relations(denoise, (jnp.ones(2),)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::nedm_ppl.inference.DoubtfulPosterior")
+@pytest.mark.parametrize("who", RIGHT)
+def test_what_needs_no_density_is_told_nothing(who, monkeypatch):
+    monkeypatch.setattr("nedm_ppl.models._prior._warned", False)
+    RIGHT[who]()  # warnings are errors
 
 
 def nuts(program, *args):
@@ -99,6 +174,7 @@ def test_draws_of_the_prior_are_the_models():
     assert discrete.is_discrete and not discrete.has_enumerate_support
 
 
+@pytest.mark.filterwarnings("ignore::nedm_ppl.models.NoDensityWarning")
 def test_values_and_batches_of_another_shape_are_refused():
     prior = GAUSSIAN.prior().expand((3,))
     assert prior.log_prob(jnp.zeros((5, 1, 2))).shape == (5, 3) and prior.log_prob(jnp.zeros(2)).shape == (3,)

@@ -7,6 +7,7 @@ from nedm_ppl.models._flow import ProbabilityFlow as ProbabilityFlow
 from nedm_ppl.models._guidance import guided as guided
 from nedm_ppl.models._path import sample_path as sample_path
 from nedm_ppl.models._prior import DiffusionPrior as DiffusionPrior
+from nedm_ppl.models._prior import NoDensityWarning as NoDensityWarning
 from nedm_ppl.models._respace import respace as respace
 from nedm_ppl.models.chain import BernoulliDiffusion as BernoulliDiffusion
 from nedm_ppl.models.chain import DiffusionProcess as DiffusionProcess

@@ -8,6 +8,7 @@ would be silently wrong, and raises instead: with respect to the value, and to a
 What may be done with such a site, the particle methods of `nedm_ppl.inference` do; they find it by its type.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,19 +19,30 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 
+from nedm_ppl._compat import density_asked_by
 from nedm_ppl.arguments import as_shape, check_key
 from nedm_ppl.models._model import Model
 from nedm_ppl.models.chain._captured import combine, partition
 from nedm_ppl.models.chain._mapped import Mapped, check_expansion
 
-__all__ = ["DiffusionPrior"]
+__all__ = ["DiffusionPrior", "NoDensityWarning"]
 
+USE = (
+    "use inference.ParticlePosterior where it is the only latent, beside others inference.PathGibbs in a block of numpyro's Gibbs, "
+    "or inference.ParticleMetropolis"
+)
 NO_GRADIENT = (
     "diffusion.prior() has no density to differentiate, so NUTS, HMC and SVI can move neither its site nor what its model depends "
-    "on; use inference.ParticlePosterior where it is the only latent, beside others inference.PathGibbs in a block of numpyro's "
-    "Gibbs, or inference.ParticleMetropolis"
+    f"on; {USE}"
 )
+FLAT = f"diffusion.prior() has no density, and what scores its latent site takes the zero in its place for a flat prior; {USE}"
 FLOW = ", or diffusion.flow(), whose density has gradients."
+SILENT = ("nedm_ppl.", "numpyro.infer.inspect")  # ours, and what only looks at which site depends on which
+_warned = False
+
+
+class NoDensityWarning(UserWarning):
+    """A sampler, or a function of densities, takes the zero of a diffusion prior for its density; said once in a process."""
 
 
 class DiffusionPrior(Mapped):
@@ -38,8 +50,9 @@ class DiffusionPrior(Mapped):
 
     `sample` is exact. `log_prob` is 0 for every value: **not** the log density, which `inference.marginal_log_likelihood`
     estimates. So `numpyro.infer.util.log_density` of a program with such a site is the log density of its other sites given this
-    one. Whatever takes densities without derivatives sees that zero silently, and would sample the site, or what its model depends
-    on, as if the prior were flat: SA, the ensemble kernels AIES and ESS, importance sampling, an ELBO by score functions.
+    one. Whatever takes densities without derivatives would sample the site, or what its model depends on, as if the prior were
+    flat: SA, the ensemble kernels AIES and ESS, importance sampling, an ELBO by score functions. Where the site is latent there, a
+    `NoDensityWarning` says so.
     """
 
     arg_constraints: dict[str, Any] = {}
@@ -91,7 +104,7 @@ class DiffusionPrior(Mapped):
         shape = jnp.broadcast_shapes(self._batch_of(value), self.batch_shape)
         # Given the value and the model, so that a derivative with respect to either is noticed.
         seen = value, eqx.filter(self._arrays, eqx.is_inexact_array)
-        return _no_density(shape, self.is_discrete)(seen)
+        return _no_density(shape, "." if self.is_discrete else FLOW, _is_taken_for_flat(*density_asked_by()))(seen)
 
     def expand(self, batch_shape: tuple[int, ...]) -> Distribution:
         """Independent data over a larger batch shape.
@@ -126,12 +139,31 @@ def _support(diffusion: Model, shape: tuple[int, ...]) -> constraints.Constraint
     return diffusion.first_kernel(jnp.zeros(shape)).support
 
 
-def _no_density(shape: tuple[int, ...], is_discrete: bool) -> Callable[[Any], Array]:
-    """Zeros of a shape, whatever the argument; differentiating them raises."""
-    zeros = jax.custom_jvp(lambda argument: jnp.zeros(shape))
+def _no_density(shape: tuple[int, ...], or_flow: str, warn: bool) -> Callable[[Any], Array]:
+    """Zeros of a shape, whatever the argument, with a warning; differentiating them raises in its place."""
+
+    def zero(argument: Any) -> Array:
+        if warn:
+            _warn(FLAT + or_flow)
+        return jnp.zeros(shape)
+
+    zeros = jax.custom_jvp(zero)
 
     @zeros.defjvp
     def raise_(primals: Any, tangents: Any) -> Any:
-        raise NotImplementedError(NO_GRADIENT + ("." if is_discrete else FLOW))
+        raise NotImplementedError(NO_GRADIENT + or_flow)
 
     return zeros
+
+
+def _is_taken_for_flat(module: str, site: Any) -> bool:
+    """Whether who asks for a density is none of ours, and asks for that of a latent: what is given has a constant one."""
+    return not module.startswith(SILENT) and not (site and site["is_observed"])
+
+
+def _warn(said: str) -> None:
+    """Once in a process, whatever filters say of the same warning from another place."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(said, NoDensityWarning, stacklevel=2)
