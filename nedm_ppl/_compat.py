@@ -18,7 +18,8 @@ from numpyro.infer.initialization import init_to_sample as init_to_sample
 from numpyro.ops.provenance import eval_provenance as eval_provenance
 from numpyro.primitives import Messenger as Messenger
 
-WITHIN = ("numpyro.distributions", "nedm_ppl.models", "jax.", "contextlib")  # between who asks and a density
+# What may stand between who asks and a density: wrappers of it.
+WITHIN = ("numpyro.distributions", "nedm_ppl.models", "jax.", "jaxtyping", "beartype", "contextlib")
 
 
 def mask_of(law: MaskedDistribution) -> Any:

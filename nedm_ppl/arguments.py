@@ -3,7 +3,8 @@
 Nothing here knows of models or inference, so that both may use it.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, SupportsInt
 
 import equinox as eqx
 import jax
@@ -14,7 +15,25 @@ from jax.typing import ArrayLike
 
 from nedm_ppl._compat import Tracer
 
-__all__ = ["as_count", "as_shape", "check_concrete", "check_key", "check_kind", "check_unmasked", "require", "whole"]
+__all__ = [
+    "Count",
+    "Shape",
+    "Values",
+    "as_count",
+    "as_shape",
+    "check_concrete",
+    "check_key",
+    "check_kind",
+    "check_unmasked",
+    "require",
+    "whole",
+]
+
+# However they are typed, a whole number: 1000, 1e3, an array of shape (); a shape: (2, 3), [2, 3], or 3 for (3,); and values: an
+# array, or lists of numbers.
+Count = SupportsInt
+Shape = SupportsInt | Sequence[SupportsInt]
+Values = ArrayLike | Sequence[Any]
 
 
 def as_count(name: str, value: Any, least: int = 1) -> int:

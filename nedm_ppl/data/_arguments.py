@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nedm_ppl.arguments import as_count
+from nedm_ppl.arguments import Count, as_count
 
 
 def as_generator(rng: np.random.Generator | int) -> np.random.Generator:
@@ -21,6 +21,6 @@ def as_generator(rng: np.random.Generator | int) -> np.random.Generator:
     )
 
 
-def check_num_data(num_data: int) -> int:
+def check_num_data(num_data: Count) -> int:
     """The number of data as an integer; a ValueError where there is nothing to draw."""
     return as_count("num_data", num_data)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from nedm_ppl.arguments import Count
 from nedm_ppl.data._arguments import as_generator, check_num_data
 
 __all__ = ["HEARTBEAT_LOG_PROB", "heartbeat"]
@@ -14,7 +15,7 @@ HEARTBEAT_LOG_PROB: float = -math.log(PERIOD)
 """Exact log probability of every heartbeat, log(1/5) nats, or -2.3219 bits; every other sequence has probability 0."""
 
 
-def heartbeat(rng: np.random.Generator | int, num_data: int) -> np.ndarray:
+def heartbeat(rng: np.random.Generator | int, num_data: Count) -> np.ndarray:
     """Draws of the heartbeat, phases uniform.
 
     Args:

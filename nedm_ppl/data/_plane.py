@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 from scipy.special import i0e, ndtr
 from sklearn.datasets import make_circles, make_moons, make_swiss_roll
 
+from nedm_ppl.arguments import Count
 from nedm_ppl.data._arguments import as_generator, check_num_data
 from nedm_ppl.data._quadrature import by_rows, panels
 from nedm_ppl.data._swiss_roll import swiss_roll_log_density, swiss_roll_moments
@@ -43,7 +44,7 @@ GRID_CELL, GRID_HALF = 0.08, 75
 ARMS = 5
 
 
-def plane(rng: np.random.Generator | np.random.RandomState | int, name: str, num_data: int) -> np.ndarray:
+def plane(rng: np.random.Generator | np.random.RandomState | int, name: str, num_data: Count) -> np.ndarray:
     """Draws of a density in the plane, in its own units.
 
     Args:

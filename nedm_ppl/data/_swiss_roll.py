@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.datasets import make_swiss_roll
 
+from nedm_ppl.arguments import Count
 from nedm_ppl.data._arguments import as_generator, check_num_data
 from nedm_ppl.data._quadrature import by_rows, panels
 
@@ -24,7 +25,7 @@ __all__ = ["swiss_roll", "swiss_roll_log_density"]
 FIRST, LAST = 1.5 * math.pi, 4.5 * math.pi
 
 
-def swiss_roll(rng: np.random.Generator | int, num_data: int, *, noise: float = 0.5) -> np.ndarray:
+def swiss_roll(rng: np.random.Generator | int, num_data: Count, *, noise: float = 0.5) -> np.ndarray:
     r"""Draws of the swiss roll, standardized.
 
     Args:

@@ -12,7 +12,7 @@ The first step $p(x_0 | x_1)$ is one of
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, Normal
 
 from nedm_ppl._compat import eqx_module
-from nedm_ppl.arguments import as_count, as_shape, check_key, check_kind
+from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key, check_kind
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models._flow import DiffusionFlow, probability_flow
 from nedm_ppl.models._prior import DiffusionPrior
@@ -131,7 +131,7 @@ class Diffusion(eqx.Module):
         """The context, or batch of contexts, that the model is given; None where its network takes none."""
         return next((node.context for node in conditionals(self.reverse)), None)
 
-    def given(self, context: ArrayLike | None) -> Self:
+    def given(self, context: ArrayLike | None) -> "Diffusion":
         r"""The model $p(x_0 | c)$: the same one, with its network given this context; see `models.Conditional`.
 
         Args:
@@ -233,7 +233,7 @@ class Diffusion(eqx.Module):
                     f"{int(np.argmin(np.isfinite(log_prob)))} has other values. Scale the data as the levels were."
                 )
 
-    def sample(self, rng_key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
+    def sample(self, rng_key: Array, sample_shape: Shape = ()) -> Array:
         r"""Ancestral samples of $x_0$, exact draws from the model; shape (*sample_shape, *event), memory independent of T."""
         check_key(rng_key)
         sample_shape = as_shape("sample_shape", sample_shape)
@@ -241,7 +241,7 @@ class Diffusion(eqx.Module):
         x1 = self.reverse_chain().sample_end(key_chain, sample_shape)
         return _sample_first(self, key_first, x1)
 
-    def sample_trajectory(self, rng_key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
+    def sample_trajectory(self, rng_key: Array, sample_shape: Shape = ()) -> Array:
         r"""Whole trajectories $x_0..x_T$ of the model; shape (*sample_shape, T + 1, *event), time ascending.
 
         Under the same key, the state at time 0 is `sample`'s."""
@@ -272,7 +272,7 @@ class Diffusion(eqx.Module):
         return DiffusionPrior(self)
 
     def flow(
-        self, rng_key: Array | None = None, *, num_probes: int = 16, rtol: float = 1e-5, atol: float = 1e-5
+        self, rng_key: Array | None = None, *, num_probes: Count = 16, rtol: float = 1e-5, atol: float = 1e-5
     ) -> DiffusionFlow:
         r"""The probability flow, a density of its own: `numpyro.sample("x", diffusion.flow())`; see `models.flow`.
 
@@ -309,8 +309,8 @@ class Diffusion(eqx.Module):
         x0: Array | None = None,
         context: Array | None = None,
         *,
-        num_data: int | None = None,
-        subsample_size: int | None = None,
+        num_data: Count | None = None,
+        subsample_size: Count | None = None,
     ) -> Array:
         r"""The generative program: `trajectory` $x_{1..T}$ latent, `x0` observed, both inside the plate `data`.
 
@@ -338,8 +338,8 @@ class Diffusion(eqx.Module):
         x0: Array,
         context: Array | None = None,
         *,
-        num_data: int | None = None,
-        subsample_size: int | None = None,
+        num_data: Count | None = None,
+        subsample_size: Count | None = None,
     ) -> None:
         r"""The forward chain as a guide: `trajectory` given $x_0$, whatever the context.
 
@@ -376,7 +376,7 @@ class Diffusion(eqx.Module):
         save(self, folder, overwrite=overwrite)
 
     @classmethod
-    def load(cls, folder: str | PathLike, *, like: Self | None = None) -> Self:
+    def load(cls, folder: str | PathLike, *, like: "Diffusion | None" = None) -> "Diffusion":
         """Read a model that `save` wrote: the same types, the same numbers, the same arrays bit for bit.
 
         Args:
@@ -413,7 +413,7 @@ class Diffusion(eqx.Module):
 
     @contextmanager
     def _plate(
-        self, x0: Array | None, context: Array | None, num_data: int | None, subsample_size: int | None
+        self, x0: Array | None, context: Array | None, num_data: Count | None, subsample_size: Count | None
     ) -> Iterator[tuple[Any, Any]]:
         """The plate `data`; yields the rows of x0 inside it, and their contexts: all of them (a minibatch, where num_data is
         larger), or a draw."""

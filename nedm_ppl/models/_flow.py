@@ -56,7 +56,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
 from nedm_ppl._compat import Tracer, validate_sample
-from nedm_ppl.arguments import as_count, as_shape, check_key
+from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key
 from nedm_ppl.models._model import Model
 from nedm_ppl.models.chain._captured import combine, partition
 from nedm_ppl.models.chain._mapped import Mapped
@@ -237,7 +237,7 @@ class DiffusionFlow(Mapped, dist.TransformedDistribution):
         super().__init__(base_distribution, transforms, validate_args=validate_args)
         self.count_axes()
 
-    def sample(self, key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """The flow's image of standard normal draws, shape (*sample_shape, *batch, *event)."""
         check_key(key, "key")
         sample_shape = as_shape("sample_shape", sample_shape)
@@ -274,7 +274,7 @@ class DiffusionFlow(Mapped, dist.TransformedDistribution):
 
 
 def probability_flow(
-    diffusion: Model, rng_key: Array | None, num_probes: int, rtol: float, atol: float
+    diffusion: Model, rng_key: Array | None, num_probes: Count, rtol: float, atol: float
 ) -> DiffusionFlow:
     """What `Diffusion.flow` returns; see there."""
     schedule, size = diffusion.process.schedule, math.prod(diffusion.event_shape)

@@ -1,6 +1,6 @@
 """What a prior and a flow ask of the diffusion that they are made of. They know no more of it, and it makes them."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jax import Array
 from jax.typing import ArrayLike
@@ -11,6 +11,7 @@ from nedm_ppl.models.chain._process import DiffusionProcess
 __all__ = ["Model"]
 
 
+@runtime_checkable
 class Model(Protocol):
     """A forward process, and a reverse chain that ends in x_0; `models.Diffusion` is one, and says what each is."""
 

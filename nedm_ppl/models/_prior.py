@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 
 from nedm_ppl._compat import density_asked_by
-from nedm_ppl.arguments import as_shape, check_key
+from nedm_ppl.arguments import Shape, as_shape, check_key
 from nedm_ppl.models._model import Model
 from nedm_ppl.models.chain._captured import combine, partition
 from nedm_ppl.models.chain._mapped import Mapped, check_expansion
@@ -86,7 +86,7 @@ class DiffusionPrior(Mapped):
     def is_discrete(self) -> bool:
         return self.support.is_discrete
 
-    def sample(self, key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Ancestral samples, exact, shape (*sample_shape, *batch, *event)."""
         check_key(key, "key")
         sample_shape = as_shape("sample_shape", sample_shape)

@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from nedm_ppl.arguments import as_count, check_kind
+from nedm_ppl.arguments import Count, as_count, check_kind
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.chain.schedules import FixedSchedule
 from nedm_ppl.models.networks import TimedNetwork
@@ -52,7 +52,7 @@ class AtTimes(TimedNetwork):
         return self.network(jnp.asarray(self.times)[jnp.asarray(t) - 1], x)
 
 
-def respace(diffusion: Diffusion, num_steps: int, *, spacing: str = "index") -> Diffusion:
+def respace(diffusion: Diffusion, num_steps: Count, *, spacing: str = "index") -> Diffusion:
     r"""A trained model with fewer steps, its first and last among them.
 
     Args:

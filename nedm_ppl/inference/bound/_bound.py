@@ -23,7 +23,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import ELBO
 
 from nedm_ppl._compat import Messenger, mask_of
-from nedm_ppl.arguments import as_count, check_key, check_kind, check_unmasked
+from nedm_ppl.arguments import Count, as_count, check_key, check_kind, check_unmasked
 from nedm_ppl.inference._named_arrays import UNBIASED, container, data_dims, dataset, per_unit
 from nedm_ppl.inference.bound._divergence import divergence
 from nedm_ppl.models._diffusion import Diffusion
@@ -117,7 +117,7 @@ def bound_terms(
     x0: Array,
     *,
     context: ArrayLike | None = None,
-    num_times: int | None = None,
+    num_times: Count | None = None,
     first_step_share: float = 1.0,
 ) -> BoundTerms:
     r"""The bound K of every datum, term by term.
@@ -156,7 +156,7 @@ def _terms(
     diffusion: Diffusion,
     x0: Array,
     context: Array | None,
-    num_times: int | None,
+    num_times: Count | None,
     first_step_share: float,
 ) -> BoundTerms:
     """`bound_terms` where labels need no check as the program runs: training checks them before."""
@@ -212,7 +212,7 @@ class TrajectoryBound(ELBO):
 
     can_infer_discrete = True
 
-    def __init__(self, num_times: int | None = 1, num_particles: int = 1, *, first_step_share: float = 1.0):
+    def __init__(self, num_times: Count | None = 1, num_particles: Count = 1, *, first_step_share: float = 1.0):
         super().__init__(num_particles=as_count("num_particles", num_particles))
         self.num_times = None if num_times is None else as_count("num_times", num_times)
         self.first_step_share = first_step_share

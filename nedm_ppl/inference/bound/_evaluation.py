@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
-from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind, check_unmasked, whole
+from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
 from nedm_ppl.inference.bound._bound import BoundTerms, bound_terms
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.reverse._context import rows_of_context
@@ -22,8 +22,8 @@ def evaluate(
     x0: ArrayLike,
     *,
     context: ArrayLike | None = None,
-    num_times: int | None = None,
-    batch_size: int = 512,
+    num_times: Count | None = None,
+    batch_size: Count = 512,
     progress: bool = False,
 ) -> BoundTerms:
     """The bound K of every datum of a data set, in batches; see `bound_terms`.

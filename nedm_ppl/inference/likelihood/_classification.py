@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from nedm_ppl.arguments import as_count, check_concrete, check_unmasked
+from nedm_ppl.arguments import Count, as_count, check_concrete, check_unmasked
 from nedm_ppl.inference.likelihood._likelihood import marginal_log_likelihood
 from nedm_ppl.models._diffusion import Diffusion
 
@@ -67,7 +67,7 @@ class Classification(NamedTuple):
         labels = _checked(labels, self.log_prob)
         return float(-np.mean(self.log_prob[np.arange(len(labels)), labels]))
 
-    def calibration_error(self, labels: ArrayLike, *, num_bins: int = NUM_BINS) -> float:
+    def calibration_error(self, labels: ArrayLike, *, num_bins: Count = NUM_BINS) -> float:
         """Expected calibration error of the probabilities; see `calibration_error`."""
         return calibration_error(np.exp(self.log_prob), labels, num_bins=num_bins)
 
@@ -85,7 +85,7 @@ def classify(
     contexts: ArrayLike,
     *,
     log_prior: ArrayLike | None = None,
-    num_trajectories: int = 1,
+    num_trajectories: Count = 1,
     progress: bool = False,
 ) -> Classification:
     """Classify data by the likelihood of each under each context: num_classes times the cost of `marginal_log_likelihood`.
@@ -137,7 +137,7 @@ def fit_temperature(classification: Classification, labels: ArrayLike) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-LOG_RANGE, LOG_RANGE), method="bounded").x))
 
 
-def calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins: int = NUM_BINS) -> float:
+def calibration_error(probs: ArrayLike, labels: ArrayLike, *, num_bins: Count = NUM_BINS) -> float:
     r"""Expected calibration error: $\sum_b (n_b / N)\, |\text{accuracy}_b - \text{confidence}_b|$ over even bins of confidence.
 
     Confidence is the largest probability. Biased up: with n data in a bin chance alone makes about $\sqrt{a (1 - a) / n}$ of it.

@@ -26,7 +26,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
-from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind, check_unmasked, whole
+from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
 from nedm_ppl.inference._named_arrays import (
     container,
     data_dims,
@@ -282,11 +282,11 @@ def marginal_log_likelihood(
     x0: ArrayLike,
     *,
     context: ArrayLike | None = None,
-    num_trajectories: int = 64,
+    num_trajectories: Count = 64,
     target_se: float | None = None,
-    max_trajectories: int = 4096,
+    max_trajectories: Count = 4096,
     memory_limit: int | None = None,
-    batch_size: int = 4096,
+    batch_size: Count = 4096,
     progress: bool = False,
 ) -> LogLikelihood:
     r"""Importance-sampled log p(x_0) of every datum, Section 2.3, with forward trajectories as the proposal.

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind
+from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind
 from nedm_ppl.inference._named_arrays import container, dataset, described, per_unit
 from nedm_ppl.inference.likelihood._likelihood import DEFAULT_MEMORY, marginal_log_likelihood
 from nedm_ppl.inference.likelihood._weights import plan, trajectory_log_weight
@@ -96,11 +96,11 @@ class Sandwich(NamedTuple):
 def sandwich(
     rng_key: Array,
     diffusion: Diffusion,
-    num_data: int,
+    num_data: Count,
     *,
-    num_trajectories: int = 64,
+    num_trajectories: Count = 64,
     memory_limit: int | None = None,
-    batch_size: int = 4096,
+    batch_size: Count = 4096,
     progress: bool = False,
 ) -> Sandwich:
     """Simulate data from the model, and bound log p(x_0) of each from below and from above.

@@ -32,14 +32,14 @@ from jax import Array
 from numpyro.distributions import Distribution
 
 from nedm_ppl._compat import sum_rightmost
-from nedm_ppl.arguments import as_count, check_kind, check_unmasked
+from nedm_ppl.arguments import Count, as_count, check_kind, check_unmasked
 from nedm_ppl.laws._unwrap import unwrap
 from nedm_ppl.models._diffusion import Diffusion
 
 __all__ = ["draw_log_weights", "plan", "trajectory_log_weight"]
 
 
-def trajectory_log_weight(diffusion: Diffusion, x0: Array, path: Array, *, chunk_size: int | None = None) -> Array:
+def trajectory_log_weight(diffusion: Diffusion, x0: Array, path: Array, *, chunk_size: Count | None = None) -> Array:
     r"""$\log w = \log p(x_{0..T}) - \log q(x_{1..T} | x_0)$ of given trajectories: minus the paper's work.
 
     Args:
@@ -66,7 +66,9 @@ def trajectory_log_weight(diffusion: Diffusion, x0: Array, path: Array, *, chunk
             steps = _steps(diffusion, x0, times, states[index - 1], states[index])
             return _accurate_sum(total, steps), None
 
-        total, _ = jax.lax.scan(add, total, _chunks(last, last - 1 if chunk_size is None else chunk_size))
+        total, _ = jax.lax.scan(
+            add, total, _chunks(last, last - 1 if chunk_size is None else as_count("chunk_size", chunk_size))
+        )
     return total[0] + total[1]
 
 

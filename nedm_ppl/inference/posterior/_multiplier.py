@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from nedm_ppl._compat import Tracer
-from nedm_ppl.arguments import check_unmasked, require
+from nedm_ppl.arguments import Values, check_unmasked, require
 from nedm_ppl.laws._conditioned import LinearGaussian, PointNormal, normal_log_prob
 from nedm_ppl.laws._small_matrices import cholesky, compressed, whiten
 from nedm_ppl.laws._unwrap import coordinates
@@ -160,7 +160,7 @@ class Known(Factorized):
     values: Array
     mask: Array
 
-    def __init__(self, values: ArrayLike, mask: ArrayLike | None = None):
+    def __init__(self, values: Values, mask: Values | None = None):
         self.values, self.mask = _masked(values, mask, "values")
 
     def log_factors(self, values: Array) -> Array:
@@ -205,7 +205,7 @@ class NormalObservation(Factorized):
     scale: Array
     mask: Array
 
-    def __init__(self, y: ArrayLike, scale: ArrayLike, mask: ArrayLike | None = None):
+    def __init__(self, y: Values, scale: Values, mask: Values | None = None):
         self.y, self.mask = _masked(y, mask, "y")
         self.scale = _positive(scale, "scale")
         _check_broadcast(self.scale, self.y, "scale")
@@ -250,7 +250,7 @@ class BernoulliObservation(Factorized):
     flip: Array
     mask: Array
 
-    def __init__(self, y: ArrayLike, flip: ArrayLike, mask: ArrayLike | None = None):
+    def __init__(self, y: Values, flip: Values, mask: Values | None = None):
         self.y, self.mask = _masked(y, mask, "y")
         check_unmasked("flip", flip)
         flip = jnp.asarray(flip, float)
@@ -296,9 +296,7 @@ class LinearObservation(Multiplier):
     matrix: Array
     covariance: Array
 
-    def __init__(
-        self, y: ArrayLike, matrix: ArrayLike, *, scale: ArrayLike | None = None, covariance: ArrayLike | None = None
-    ):
+    def __init__(self, y: Values, matrix: Values, *, scale: Values | None = None, covariance: Values | None = None):
         check_unmasked("matrix", matrix)
         check_unmasked("covariance", covariance)
         self.y, self.matrix = _observed(y), jnp.asarray(matrix, float)
@@ -471,14 +469,14 @@ def _concrete(value: Any) -> bool:
     return not isinstance(value, Tracer)
 
 
-def _observed(values: ArrayLike) -> Array:
+def _observed(values: Values) -> Array:
     """Values as an array that is NaN where a masked array hides them."""
     if np.ma.isMaskedArray(values):
         values = np.ma.filled(np.ma.asarray(values).astype(float), np.nan)
     return jnp.asarray(values, float)
 
 
-def _masked(values: ArrayLike, mask: ArrayLike | None, name: str) -> tuple[Array, Array]:
+def _masked(values: Values, mask: Values | None, name: str) -> tuple[Array, Array]:
     check_unmasked("mask", mask)
     hidden = np.ma.getmaskarray(values) if np.ma.isMaskedArray(values) else False
     values = _observed(values)
@@ -500,7 +498,7 @@ def _like(rows: Array, values: Array) -> Array:
     return rows.reshape(rows.shape + (1,) * (values.ndim - 1))
 
 
-def _positive(scale: ArrayLike, name: str) -> Array:
+def _positive(scale: Values, name: str) -> Array:
     check_unmasked(name, scale)
     scale = jnp.asarray(scale, float)
     got = f"{float(np.min(np.asarray(scale))):g}" if _concrete(scale) else "one that is not"

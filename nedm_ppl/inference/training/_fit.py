@@ -23,7 +23,7 @@ from numpyro.handlers import scale
 from numpyro.infer import ELBO, SVI
 from tqdm.auto import tqdm
 
-from nedm_ppl.arguments import as_count, check_concrete, check_key, check_kind, check_unmasked, whole
+from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
 from nedm_ppl.inference.bound._bound import TrajectoryBound, unsampled_trajectories
 from nedm_ppl.inference.bound._evaluation import evaluate
 from nedm_ppl.inference.training._resume import TrainingRecord
@@ -117,23 +117,23 @@ def fit(
     data: ArrayLike,
     *,
     context: ArrayLike | None = None,
-    num_updates: int,
-    batch_size: int = 128,
+    num_updates: Count,
+    batch_size: Count = 128,
     optimizer: optax.GradientTransformation | None = None,
     objective: ELBO | None = None,
     average_decay: float = 0.999,
     augment: Augmentation | None = None,
     validation: ArrayLike | None = None,
     validation_context: ArrayLike | None = None,
-    evaluate_every: int = 1000,
-    patience: int | None = None,
+    evaluate_every: Count = 1000,
+    patience: Count | None = None,
     holdout: ArrayLike | None = None,
     holdout_context: ArrayLike | None = None,
-    num_times: int | None = 16,
+    num_times: Count | None = 16,
     checkpoint: str | PathLike | None = None,
-    checkpoint_every: int = 1000,
+    checkpoint_every: Count = 1000,
     resume: bool = False,
-    log_every: int = 50,
+    log_every: Count = 50,
     progress: bool = True,
 ) -> Fitted:
     """Train a diffusion model on data.
@@ -187,9 +187,9 @@ def fit(
     stop_on = _part(diffusion, "validation", validation, validation_context, context)
     report_on = _part(diffusion, "holdout", holdout, holdout_context, context)
     folder = None if checkpoint is None else Path(checkpoint)
-    plan = _Plan(
-        num_updates, batch_size, average_decay, num_times, patience, log_every, evaluate_every, checkpoint_every
-    ).checked(len(train.x0), folder is not None, resume, stop_on is not None)
+    every = log_every, evaluate_every, checkpoint_every
+    numbers: Any = num_updates, batch_size, average_decay, num_times, patience, *every
+    plan = _Plan(*numbers).checked(len(train.x0), folder is not None, resume, stop_on is not None)
     _warn_of_scale(diffusion, train.x0)
 
     key_init, key_data, key_eval, key_holdout = jax.random.split(rng_key, 4)
@@ -332,7 +332,7 @@ def _finite(after: tuple[_State, Array, Array], first: int, folder: Path | None)
         raise NonFiniteLossError(
             f"{what} at step {first + at + 1}. Lower the learning rate, or clip the gradient.{kept}"
         )
-    return state, -losses.mean()
+    return state, -float(losses.mean())
 
 
 def _bound(rng_key: Array, diffusion: Diffusion, part: _Part, num_times: int | None, progress: bool) -> Estimate:

@@ -20,7 +20,7 @@ from jax.scipy.special import entr
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
-from nedm_ppl.arguments import as_shape, check_kind
+from nedm_ppl.arguments import Shape, as_shape, check_kind
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.chain.schedules import LearnedSchedule, Schedule
@@ -52,7 +52,7 @@ class BernoulliDiffusion(DiffusionProcess):
     schedule: Schedule
     rate: float = eqx.field(static=True)
 
-    def __init__(self, event_shape: int | tuple[int, ...], schedule: Schedule, *, rate: float = 0.5):
+    def __init__(self, event_shape: Shape, schedule: Schedule, *, rate: float = 0.5):
         check_kind("schedule", schedule, Schedule)
         self.event_shape = as_shape("event_shape", event_shape, least=1)
         self.schedule = schedule

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints, kl_divergence
 
 from nedm_ppl._compat import Tracer, validate_sample
-from nedm_ppl.arguments import as_count, as_shape, check_key, check_kind
+from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key, check_kind
 from nedm_ppl.models.chain._captured import combine, partition
 from nedm_ppl.models.chain._mapped import Mapped, check_expansion
 
@@ -59,10 +59,10 @@ class MarkovChain(Mapped):
         initial: Distribution,
         kernel: Kernel,
         *,
-        first: int,
-        last: int,
+        first: Count,
+        last: Count,
         reverse: bool = False,
-        chunk_size: int | None = None,
+        chunk_size: Count | None = None,
         validate_args: bool | None = None,
     ):
         check_kind("initial", initial, Distribution)
@@ -112,7 +112,7 @@ class MarkovChain(Mapped):
             raise NotImplementedError("This chain's states have no pathwise gradient.")
         return self.sample(key, sample_shape)
 
-    def sample(self, key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Array, sample_shape: Shape = ()) -> Array:
         """Exact draws, shape (*sample_shape, *batch, last - first + 1, *state)."""
         sample_shape = _checked(key, sample_shape)
         if self.mapped_shape:
@@ -121,7 +121,7 @@ class MarkovChain(Mapped):
         path = jnp.concatenate([path[::-1], start[None]] if self.reverse else [start[None], path])
         return jnp.moveaxis(path, 0, start.ndim - self.initial.event_dim)
 
-    def sample_end(self, key: Array, sample_shape: int | tuple[int, ...] = ()) -> Array:
+    def sample_end(self, key: Array, sample_shape: Shape = ()) -> Array:
         """The state the chain ends in, equal to that of `sample` under the same key, in memory independent of T."""
         sample_shape = _checked(key, sample_shape)
         if self.mapped_shape:
@@ -220,7 +220,7 @@ def _same(q: MarkovChain, p: MarkovChain) -> bool:
     return not any(isinstance(one, Tracer) for one in equal) and all(bool(one) for one in equal)
 
 
-def _checked(key: Array, sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:
+def _checked(key: Array, sample_shape: Shape) -> tuple[int, ...]:
     check_key(key, "key")
     return as_shape("sample_shape", sample_shape)
 

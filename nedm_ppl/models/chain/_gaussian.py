@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
-from nedm_ppl.arguments import as_shape, check_kind
+from nedm_ppl.arguments import Shape, as_shape, check_kind
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.chain.schedules import Schedule
 
@@ -46,7 +46,7 @@ class GaussianDiffusion(DiffusionProcess):
     event_shape: tuple[int, ...] = eqx.field(static=True)
     schedule: Schedule
 
-    def __init__(self, event_shape: int | tuple[int, ...], schedule: Schedule):
+    def __init__(self, event_shape: Shape, schedule: Schedule):
         check_kind("schedule", schedule, Schedule)
         self.event_shape = as_shape("event_shape", event_shape, least=1)
         self.schedule = schedule

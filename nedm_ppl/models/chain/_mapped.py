@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from numpyro.distributions import Distribution, kl_divergence
 
-from nedm_ppl.arguments import as_shape
+from nedm_ppl.arguments import Shape, as_shape
 
 __all__ = ["Mapped", "check_expansion"]
 
@@ -73,7 +73,7 @@ def _no_divergence(q: Mapped, p: Mapped) -> Array:
     )
 
 
-def check_expansion(batch_shape: tuple[int, ...], wanted: int | tuple[int, ...]) -> tuple[int, ...]:
+def check_expansion(batch_shape: tuple[int, ...], wanted: Shape) -> tuple[int, ...]:
     """The batch shape that a distribution is to have; a ValueError of one sentence where its own does not broadcast to it."""
     wanted = as_shape("batch_shape", wanted)
     try:

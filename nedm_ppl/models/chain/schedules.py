@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from nedm_ppl.arguments import as_count
+from nedm_ppl.arguments import Count, as_count
 
 __all__ = [
     "FixedSchedule",
@@ -182,7 +182,7 @@ class LearnedSchedule(Schedule):
         return jnp.cumsum(jnp.concatenate([first, jax.nn.log_sigmoid(-self.logits)]))
 
 
-def erasing(num_steps: int, *, first_rate: float | None = None, last_rate: float = 1.0) -> FixedSchedule:
+def erasing(num_steps: Count, *, first_rate: float | None = None, last_rate: float = 1.0) -> FixedSchedule:
     r"""The paper's schedule $\beta_t = 1/(T - t + 1)$: every step erases the same share $1/T$ of the original signal.
 
     Args:
@@ -207,7 +207,7 @@ def erasing(num_steps: int, *, first_rate: float | None = None, last_rate: float
     return FixedSchedule(betas)
 
 
-def log_snr_linear(num_steps: int, *, start: float = math.log(999.0), end: float = -6.0) -> FixedSchedule:
+def log_snr_linear(num_steps: Count, *, start: float = math.log(999.0), end: float = -6.0) -> FixedSchedule:
     r"""Log signal-to-noise ratio falling linearly from `start` at t = 1 to `end` at t = T, in nats.
 
     With the default start $\beta_1 = 10^{-3}$. A chain spends equal effort on every octave of noise, which for few
@@ -227,7 +227,7 @@ def log_snr_linear(num_steps: int, *, start: float = math.log(999.0), end: float
 
 
 def log_snr_logistic(
-    num_steps: int, *, start: float = 5.5, end: float = -4.0, center: float = 2.5, scale: float = 1.5
+    num_steps: Count, *, start: float = 5.5, end: float = -4.0, center: float = 2.5, scale: float = 1.5
 ) -> FixedSchedule:
     r"""Log signal-to-noise ratio falling from `start` at t = 1 to `end` at t = T along a logistic quantile function.
 
@@ -244,7 +244,7 @@ def log_snr_logistic(
     return from_alpha_bar(1.0 / (1.0 + np.exp(-log_snr)), one_minus=1.0 / (1.0 + np.exp(log_snr)))
 
 
-def cosine(num_steps: int, *, offset: float = 0.008) -> FixedSchedule:
+def cosine(num_steps: Count, *, offset: float = 0.008) -> FixedSchedule:
     r"""$\bar\alpha_t = \cos^2(\tfrac\pi2 \tfrac{t/T + o}{1 + o}) / \cos^2(\tfrac\pi2 \tfrac{o}{1 + o})$, rates at most 0.999.
 
     Source: Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021, equation 17.
@@ -255,7 +255,7 @@ def cosine(num_steps: int, *, offset: float = 0.008) -> FixedSchedule:
     return FixedSchedule(np.minimum(-np.expm1(2.0 * np.diff(log_cos)), 0.999))
 
 
-def from_losses(schedule: Schedule, losses: ArrayLike, *, num_steps: int | None = None) -> FixedSchedule:
+def from_losses(schedule: Schedule, losses: ArrayLike, *, num_steps: Count | None = None) -> FixedSchedule:
     r"""A schedule on which every step loses equally much, from the losses measured on another.
 
     A step's loss is spread evenly over the log signal-to-noise ratios it crosses; that gives a density, at whose equal

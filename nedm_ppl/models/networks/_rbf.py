@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from nedm_ppl.arguments import as_count, as_shape, check_key
+from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key
 from nedm_ppl.models.networks._readout import StepReadout, TimedNetwork
 
 __all__ = ["RBF"]
@@ -32,11 +32,11 @@ class RBF(TimedNetwork):
 
     def __init__(
         self,
-        event_shape: tuple[int, ...],
-        output_shape: tuple[int, ...],
-        num_steps: int,
+        event_shape: Shape,
+        output_shape: Shape,
+        num_steps: Count,
         *,
-        width: int = 16,
+        width: Count = 16,
         key: Array,
     ):
         check_key(key, "key")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from nedm_ppl.arguments import as_count, as_shape, check_key
+from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key
 from nedm_ppl.models.networks._readout import TIME_FEATURES, TimedNetwork, time_features
 
 __all__ = ["ResidualMLP", "zeroed"]
@@ -61,12 +61,12 @@ class ResidualMLP(TimedNetwork):
 
     def __init__(
         self,
-        event_shape: tuple[int, ...],
-        output_shape: tuple[int, ...],
-        num_steps: int,
+        event_shape: Shape,
+        output_shape: Shape,
+        num_steps: Count,
         *,
-        width: int = 128,
-        depth: int = 3,
+        width: Count = 128,
+        depth: Count = 3,
         key: Array,
     ):
         check_key(key, "key")

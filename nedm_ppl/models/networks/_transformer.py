@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from nedm_ppl.arguments import as_count, as_shape, check_key
+from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key
 from nedm_ppl.models.networks._readout import TIME_FEATURES, TimedNetwork, time_features
 from nedm_ppl.models.networks._residual import zeroed
 
@@ -85,14 +85,14 @@ class PatchTransformer(TimedNetwork):
 
     def __init__(
         self,
-        event_shape: tuple[int, ...],
-        output_shape: tuple[int, ...],
-        num_steps: int,
+        event_shape: Shape,
+        output_shape: Shape,
+        num_steps: Count,
         *,
-        patch: int = 2,
-        width: int = 64,
-        depth: int = 4,
-        num_heads: int = 4,
+        patch: Count = 2,
+        width: Count = 64,
+        depth: Count = 4,
+        num_heads: Count = 4,
         key: Array,
     ):
         check_key(key, "key")

@@ -21,7 +21,7 @@ from jax import Array
 from jax.nn import log_sigmoid
 from jax.typing import ArrayLike
 
-from nedm_ppl.arguments import as_count, check_key
+from nedm_ppl.arguments import Count, as_count, check_key
 from nedm_ppl.models.chain._bernoulli import BernoulliDiffusion
 
 __all__ = ["BitMixture", "fit_bit_mixture"]
@@ -95,10 +95,10 @@ class BitMixture(eqx.Module):
 def fit_bit_mixture(
     rng_key: Array,
     data: ArrayLike,
-    num_components: int,
+    num_components: Count,
     *,
-    num_epochs: int = 4,
-    batch_size: int = 4096,
+    num_epochs: Count = 4,
+    batch_size: Count = 4096,
     pseudo_count: float = 1.0,
 ) -> BitMixture:
     r"""Maximum likelihood by online expectation-maximization, from rows of the data.
