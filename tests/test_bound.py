@@ -395,6 +395,15 @@ def test_a_kernel_without_a_closed_form_is_unbiased(kernel):
     assert_mean(many(jax.random.key(0), diffusion, jnp.array([[x0]]), 20_000)[:, 0], truth)
 
 
+@pytest.mark.parametrize("certain", [np.inf, -np.inf])
+def test_the_divergence_of_a_certain_bit_is_what_the_other_law_gives_it(certain):
+    p = dist.BernoulliLogits(jnp.array([0.7])).to_event(1)
+    found = divergence(
+        jax.random.key(0), dist.BernoulliLogits(jnp.array([certain]), validate_args=False).to_event(1), p
+    )
+    np.testing.assert_allclose(found, np.log1p(np.exp(-0.7 if certain > 0 else 0.7)), rtol=1e-6)
+
+
 def test_divergences_of_bits_are_sums_over_states():
     q, p = np.array([0.3, 0.999, 1e-4]), np.array([0.6, 0.9, 1e-3])
     laws = [dist.BernoulliLogits(jnp.asarray(np.log(x) - np.log1p(-x))).to_event(1) for x in (q, p)]

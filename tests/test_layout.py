@@ -70,6 +70,9 @@ LONG_FUNCTIONS = {  # of more than 40 lines of code, and why each stays whole
 LONG_FILES = {  # of more than 300 lines, and why one idea fills them
     "plotting.py": "a function for every figure, over shared axes",
     "cli.py": "a function for every command",
+    "laws/_low_rank.py": "one law, and what is closed between Gaussians",
+    "models/reverse/_discrete.py": "bits and gray levels, a class each with the law it predicts",
+    "models/reverse/_reverse.py": "the parameterizations of real data, a class each",
     "models/_saving.py": "one format, its writer, its reader and its sentences",
     "models/_diffusion.py": "the model, whose docstrings are the reference",
     "models/_flow.py": "the field, its solver and the law they make",

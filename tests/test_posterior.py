@@ -89,3 +89,45 @@ def test_known_coordinates_walk_the_forward_chain_from_their_values():
     at = jnp.array([0.3, -0.2, 0.8])
     by_coordinate = diffusion.process.stationary().base_dist.log_prob(at).at[1].set(law.base_dist.log_prob(at)[1])
     np.testing.assert_allclose(start.log_prob(at), by_coordinate.sum(), rtol=1e-6)
+
+
+# --- what r is guided by where it has no closed form -----------------------------------------------------------------------
+
+
+def predicting(mean, log_variance, num_steps: int = 5) -> models.Diffusion:
+    """A model that predicts one law of x_0 at every state."""
+    process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(num_steps, start=3.0, end=-2.0))
+    output = jnp.stack([jnp.asarray(mean), jnp.asarray(log_variance)])
+    return models.Diffusion(process, models.DataPrediction(lambda t, x: output), first_step="learned")
+
+
+def test_a_tabulated_factor_moves_a_step_as_quadrature_does(x64):
+    """E q(x_{t-1} | x_t, x_0) over the prediction times r, its mean and its variance, coordinate by coordinate."""
+    model, t, x = predicting([0.5, -0.3], [-1.0, -0.5]), 3, jnp.array([0.4, -0.8])
+    target = multiply(model, inference.Function(lambda x: -jnp.sum(0.5 * jnp.abs(x - 0.2))), along="lookahead")
+    step = target.look(t, x[None]).proposal
+    c, d, var = (np.asarray(part) for part in model.process.posterior_coefficients(t))
+    law = model.data_law(t, x)
+    for i in range(2):
+        z = np.linspace(-8.0, 8.0, 40_001)
+        weight = np.exp(-0.5 * (z - float(law.mean[i])) ** 2 / float(law.variance[i]) - 0.5 * np.abs(z - 0.2))
+        mean = np.sum(weight * z) / weight.sum()
+        spread = np.sum(weight * (z - mean) ** 2) / weight.sum()
+        np.testing.assert_allclose(step.mean[0, i], c * mean + d * x[i], atol=5e-3)
+        np.testing.assert_allclose(step.variance[0, i], var + c**2 * spread, rtol=2e-2)
+        assert abs(spread / float(law.variance[i]) - 1.0) > 0.1
+
+
+def test_modes_are_moved_with_what_is_observed_beside_them(x64):
+    """A Gaussian r given as a function, beside a normal observation: the step's mean is the conjugate one."""
+    model, t, x = predicting([0.5, -0.3], [-0.2, 0.1]), 3, jnp.array([0.4, -0.8])
+    seen = inference.NormalObservation(jnp.array([2.0, np.nan]), scale=0.5)
+    target = multiply(model, seen * inference.Function(lambda x: -2.0 * jnp.square(x[0] - x[1])), along="lookahead")
+    step, law = target.look(t, x[None]).proposal, model.data_law(t, x)
+    c, d, _ = model.process.posterior_coefficients(t)
+    precision = (
+        np.diag(1.0 / np.asarray(law.variance)) + np.diag([4.0, 0.0]) + 4.0 * np.array([[1.0, -1.0], [-1.0, 1.0]])
+    )
+    mean = np.linalg.solve(precision, np.asarray(law.mean / law.variance) + np.array([8.0, 0.0]))
+    np.testing.assert_allclose(step.mean[0], c * mean + d * x, atol=1e-3)
+    assert np.max(np.abs(mean - np.asarray(law.mean))) > 0.5

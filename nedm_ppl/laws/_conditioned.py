@@ -19,48 +19,18 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 
 from nedm_ppl._compat import validate_sample
+from nedm_ppl.laws._low_rank import LowRankNormal
 from nedm_ppl.laws._small_matrices import cholesky, solve, whiten
 
-__all__ = ["LinearGaussian", "PointNormal", "normal_log_prob"]
-
-
-class PointNormal(Distribution):
-    """Independent normals, of which those with scale 0 are point masses.
-
-    `log_prob` is a density over the other coordinates and a mass at the points: minus infinity anywhere else.
-    """
-
-    arg_constraints: dict[str, Any] = {"loc": constraints.real, "scale": constraints.nonnegative}
-    support = constraints.real
-
-    def __init__(self, loc: ArrayLike, scale: ArrayLike, *, validate_args: bool | None = None):
-        self.loc, self.scale = jnp.broadcast_arrays(loc, scale)
-        super().__init__(batch_shape=self.loc.shape, validate_args=validate_args)
-
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        return self.loc + self.scale * jax.random.normal(key, (*sample_shape, *self.batch_shape), self.loc.dtype)
-
-    @validate_sample
-    def log_prob(self, value: ArrayLike) -> Array:
-        point = self.scale == 0.0
-        z = (value - self.loc) / jnp.where(point, 1.0, self.scale)
-        density = -0.5 * (jnp.square(z) + jnp.log(2.0 * jnp.pi)) - jnp.log(jnp.where(point, 1.0, self.scale))
-        return jnp.where(point, jnp.where(value == self.loc, 0.0, -jnp.inf), density)
-
-    @property
-    def mean(self) -> Array:
-        return self.loc
-
-    @property
-    def variance(self) -> Array:
-        return jnp.square(self.scale)
+__all__ = ["LinearGaussian", "normal_log_prob"]
 
 
 class LinearGaussian(Distribution):
-    r"""$\mathcal N(x; \mu, V)\, \mathcal N(y; A x, R / \lambda)$, normalized; V diagonal.
+    r"""$\mathcal N(x; \mu, V)\, \mathcal N(y; A x, R / \lambda)$, normalized.
 
     Args:
-        prior: Independent normals (or `PointNormal`) under `to_event`, batch shape (*batch,), event shape (*event,).
+        prior: Independent normals (or `PointNormal`) under `to_event`, or a `LowRankNormal`; batch shape (*batch,), event shape
+            (*event,).
         matrix: A, shape (*batch, dim, *event) or (dim, *event).
         value: y, shape (*batch, dim) or (dim,).
         covariance: R, shape (*batch, dim, dim) or (dim, dim), positive definite.
@@ -126,6 +96,8 @@ class LinearGaussian(Distribution):
     @property
     def _weighted(self) -> Array:
         """A V, shape (*batch, dim, *event)."""
+        if isinstance(self.prior, LowRankNormal):
+            return self.prior.covariance_times(self.matrix)
         return self.matrix * jnp.expand_dims(self.prior.variance, -1 - self.event_dim)
 
     @property

@@ -1,6 +1,8 @@
 """Models: schedules, the two diffusion processes, reverse kernels, and the NumPyro programs they make."""
 
 from nedm_ppl.models import networks as networks
+from nedm_ppl.models._correlated import JacobianCovariance as JacobianCovariance
+from nedm_ppl.models._correlated import correlated as correlated
 from nedm_ppl.models._diffusion import Diffusion as Diffusion
 from nedm_ppl.models._flow import DiffusionFlow as DiffusionFlow
 from nedm_ppl.models._flow import ProbabilityFlow as ProbabilityFlow
@@ -16,6 +18,7 @@ from nedm_ppl.models.chain import Kernel as Kernel
 from nedm_ppl.models.chain import MarkovChain as MarkovChain
 from nedm_ppl.models.chain import schedules as schedules
 from nedm_ppl.models.reverse import BitMixture as BitMixture
+from nedm_ppl.models.reverse import BitMixturePrediction as BitMixturePrediction
 from nedm_ppl.models.reverse import BitPrediction as BitPrediction
 from nedm_ppl.models.reverse import Conditional as Conditional
 from nedm_ppl.models.reverse import DataPrediction as DataPrediction
@@ -23,6 +26,7 @@ from nedm_ppl.models.reverse import DriftVariance as DriftVariance
 from nedm_ppl.models.reverse import FlipRate as FlipRate
 from nedm_ppl.models.reverse import LevelPrediction as LevelPrediction
 from nedm_ppl.models.reverse import Levels as Levels
+from nedm_ppl.models.reverse import MixturePrediction as MixturePrediction
 from nedm_ppl.models.reverse import NoisePrediction as NoisePrediction
 from nedm_ppl.models.reverse import Parameterization as Parameterization
 from nedm_ppl.models.reverse import Prediction as Prediction

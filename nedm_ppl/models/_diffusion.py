@@ -6,7 +6,8 @@ The first step $p(x_0 | x_1)$ is one of
 
 - `fixed`, the paper's: the forward kernel reversed about $\pi$, which learns nothing and avoids an edge effect;
 - `learned`: the reverse kernel at t = 1;
-- `quantized`: a categorical over known gray levels, so that $p(x_0)$ is a probability and not a density.
+- `quantized`: a categorical over known gray levels, so that $p(x_0)$ is a probability and not a density. Coordinates are
+  independent in it: a correlated Gaussian kernel is integrated over the levels' bins by its marginal variances.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ from numpyro.distributions import Distribution, Normal
 
 from nedm_ppl._compat import eqx_module
 from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key, check_kind
+from nedm_ppl.laws._low_rank import as_correlated
+from nedm_ppl.laws._mixtures import components, mixture
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models._flow import DiffusionFlow, probability_flow
 from nedm_ppl.models._prior import DiffusionPrior
@@ -95,7 +98,7 @@ class Diffusion(eqx.Module):
             self.reverse.check_num_steps(self.num_steps)
         if self.levels is not None:
             check_levels(self.levels)
-        if self.levels != getattr(self.reverse, "levels", self.levels):
+        if getattr(self.reverse, "levels", None) not in (None, self.levels):
             raise ValueError("levels must be left to a LevelPrediction, which brings its own; got others beside it.")
         if self.first_step == "quantized" and self.levels is None:
             raise ValueError(
@@ -174,9 +177,18 @@ class Diffusion(eqx.Module):
             return self.process.step(1, x1)
         if self.first_step == "learned":
             return self.kernel(1, x1)
-        assert self.levels is not None  # checked at construction
         reverse = self.reverse
-        law = reverse.data_law(self.process, 1, x1) if isinstance(reverse, Prediction) else self.kernel(1, x1)
+        law = reverse.first_law(self.process, x1) if isinstance(reverse, Prediction) else self.kernel(1, x1)
+        return self._quantized(law)
+
+    def _quantized(self, law: Distribution) -> Distribution:
+        """A law of gray levels as it is, or a Gaussian integrated over the levels' bins; a mixture by component."""
+        assert self.levels is not None  # checked at construction
+        parts = components(law)
+        if parts is not None:
+            return mixture(parts[0], self._quantized(parts[1]))
+        if as_correlated(law) is not None:  # by coordinate: correlated levels have no closed form
+            law = Normal(law.mean, jnp.sqrt(law.variance)).to_event(self.process.event_dim)
         normal = coordinates(law)
         if isinstance(normal, Levels):
             return law

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpyro
 from jax import Array
-from numpyro.distributions import Distribution, MultivariateNormal, Normal
+from numpyro.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, Normal
 
+from nedm_ppl.laws._low_rank import LowRankNormal, as_correlated
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models._diffusion import Diffusion
 
@@ -99,11 +100,15 @@ def path_end(diffusion: Diffusion, noise: Array) -> Array:
 def _driven(law: Distribution, noise: Array) -> Array:
     """The Gaussian's value that standard normal noise stands for."""
     base = coordinates(law)
+    if isinstance(base, LowRankNormal | LowRankMultivariateNormal):
+        correlated = as_correlated(base)
+        assert correlated is not None
+        return correlated.driven(noise)
     if isinstance(base, MultivariateNormal):
         return base.loc + jnp.squeeze(base.scale_tril @ noise[..., None], axis=-1)
     if not isinstance(base, Normal):
         raise ValueError(
-            f"reverse must be of Normal or MultivariateNormal kernels to be driven by noise; got a {_name(base)}. Use "
+            f"reverse must be of Gaussian kernels to be driven by noise; got a {_name(base)}. Use "
             f"centered=True where it is continuous; else {PARTICLES}"
         )
     return base.loc + base.scale * noise

@@ -25,11 +25,11 @@ from numpyro.infer import ELBO
 from nedm_ppl._compat import Messenger, mask_of
 from nedm_ppl.arguments import Count, as_count, check_key, check_kind, check_unmasked
 from nedm_ppl.inference._named_arrays import UNBIASED, container, data_dims, dataset, per_unit
-from nedm_ppl.inference.bound._divergence import divergence
+from nedm_ppl.inference.bound._divergence import divergence, log_ratio
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.reverse._context import holding, known, rows_of_context
 
-__all__ = ["BoundTerms", "TrajectoryBound", "bound_terms"]
+__all__ = ["BoundTerms", "TrajectoryBound", "bound_terms", "trajectory_terms"]
 
 # Rows of network evaluations done side by side when all steps are taken.
 CHUNK_ROWS = 4096
@@ -183,6 +183,47 @@ def _terms(
 
     first_step = _first_step(key_first, diffusion, flat, contexts, first_step_share)
     terms = process.prior_divergence(flat), total, first_step, times, steps
+    return BoundTerms(*(jnp.reshape(term, (*term.shape[:-1], *batch_shape)) for term in terms))
+
+
+def trajectory_terms(
+    rng_key: Array, diffusion: Diffusion, x0: Array, *, context: ArrayLike | None = None
+) -> BoundTerms:
+    r"""The bound K of every datum from one whole forward trajectory: its log weight, step by step.
+
+    The same expectation as `bound_terms`, with every term a log ratio at the trajectory's own states. Its spread is that of the
+    log weight, which vanishes with the gap between K and log p(x_0): the better the model, the more precise the number.
+
+    Args:
+        rng_key: Draws the trajectories.
+        diffusion: The model.
+        x0: Data $x_0$, shape (*batch, *event).
+        context: As in `bound_terms`.
+
+    Returns:
+        Terms whose total is $\log w = \log p(x_{0..T}) - \log q(x_{1..T} | x_0)$, nats, each unbiased, and those of all steps.
+    """
+    check_key(rng_key)
+    check_kind("diffusion", diffusion, Diffusion)
+    check_unmasked("x0", x0)
+    check_unmasked("context", context)
+    process = diffusion.process
+    batch_shape = jnp.shape(x0)[: jnp.ndim(x0) - process.event_dim]
+    flat = jnp.reshape(jnp.asarray(x0, float), (-1, *process.event_shape))
+    given, last = diffusion.given(rows_of_context(diffusion, context, batch_shape)), process.num_steps
+
+    def later(t: ArrayLike, x: Array) -> Array:
+        return process.step(t, x).sample(jax.random.fold_in(rng_key, t)).astype(flat.dtype)
+
+    def step(x: Array, t: Array) -> tuple[Array, Array]:
+        x_t = later(t, x)
+        return x_t, -log_ratio(given.kernel(t, x_t), process.posterior(t, x_t, flat), x)
+
+    x1, times = later(1, flat), jnp.arange(2, last + 1)
+    x_last, steps = jax.lax.scan(step, x1, times)
+    prior = -log_ratio(process.stationary(), process.marginal(last, flat), x_last)
+    times = jnp.broadcast_to(times[:, None], steps.shape)
+    terms = prior, jnp.sum(steps, axis=0), given.first_kernel(x1).log_prob(flat), times, steps
     return BoundTerms(*(jnp.reshape(term, (*term.shape[:-1], *batch_shape)) for term in terms))
 
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
-from nedm_ppl.inference.bound._bound import BoundTerms, bound_terms
+from nedm_ppl.inference.bound._bound import BoundTerms, bound_terms, trajectory_terms
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.reverse._context import rows_of_context
 
@@ -23,6 +23,7 @@ def evaluate(
     *,
     context: ArrayLike | None = None,
     num_times: Count | None = None,
+    whole_trajectories: bool = False,
     batch_size: Count = 512,
     progress: bool = False,
 ) -> BoundTerms:
@@ -35,6 +36,8 @@ def evaluate(
         context: The context of every datum, shape (N, *context_shape), or one for all; by default what the model is given. Under
             one key data are noised alike whatever their contexts, so that differences between contexts are precise.
         num_times: Steps per datum, stratified; None takes all T.
+        whole_trajectories: Whether a datum's states are one trajectory, in place of a fresh $x_t$ for every step. The spread of
+            the total is then that of a log weight, which vanishes with the gap between K and log p(x_0): the way to measure a gap.
         batch_size: Data evaluated at a time.
         progress: Whether to show a bar.
 
@@ -60,6 +63,8 @@ def evaluate(
     check_concrete("evaluate", "inference.bound_terms", rng_key, diffusion, x0, context)
     batch_size = as_count("batch_size", batch_size)
     num_times = None if num_times is None else as_count("num_times", num_times)
+    if whole_trajectories and num_times is not None:
+        raise ValueError(f"num_times must be None with whole_trajectories, which take every step; got {num_times}.")
     x0 = whole("x0", x0)
     diffusion.check_data(x0)
     check_unmasked("context", context)
@@ -71,13 +76,20 @@ def evaluate(
         rows = np.arange(start, start + min(batch_size, len(x0)))
         filled = np.where(rows < len(x0), rows, start)
         batch = jnp.asarray(x0[filled]), None if contexts is None else contexts[filled]
-        terms = _bound_terms(jax.random.fold_in(rng_key, i), diffusion, *batch, num_times)
+        terms = _bound_terms(jax.random.fold_in(rng_key, i), diffusion, *batch, num_times, whole_trajectories)
         batches.append([np.asarray(term)[..., : np.sum(rows < len(x0))] for term in terms])
     return BoundTerms(*(jnp.asarray(np.concatenate(term, axis=-1)) for term in zip(*batches, strict=True)))
 
 
 @eqx.filter_jit
 def _bound_terms(
-    rng_key: Array, diffusion: Diffusion, x0: Array, contexts: Array | None, num_times: int | None
+    rng_key: Array,
+    diffusion: Diffusion,
+    x0: Array,
+    contexts: Array | None,
+    num_times: int | None,
+    whole_trajectories: bool,
 ) -> BoundTerms:
+    if whole_trajectories:
+        return trajectory_terms(rng_key, diffusion, x0, context=contexts)
     return bound_terms(rng_key, diffusion, x0, context=contexts, num_times=num_times)

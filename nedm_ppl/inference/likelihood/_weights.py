@@ -29,11 +29,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from numpyro.distributions import Distribution
 
-from nedm_ppl._compat import sum_rightmost
 from nedm_ppl.arguments import Count, as_count, check_kind, check_unmasked
-from nedm_ppl.laws._unwrap import unwrap
+from nedm_ppl.inference.bound._divergence import log_ratio
 from nedm_ppl.models._diffusion import Diffusion
 
 __all__ = ["draw_log_weights", "plan", "trajectory_log_weight"]
@@ -143,15 +141,6 @@ def plan(diffusion: Diffusion, num_rows: int, memory_limit: int) -> tuple[int, i
         )
     chunk = (memory_limit - fixed - rows * per_row) // max(1, per_step + rows * per_both)
     return rows, max(1, min(chunk, longest))
-
-
-def log_ratio(p: Distribution, q: Distribution, x: Array) -> Array:
-    r"""$\log p(x) - \log q(x)$ in nats, by coordinate where both are products of independent coordinates."""
-    p_base, p_dims = unwrap(p)
-    q_base, q_dims = unwrap(q)
-    if p_dims == q_dims and not p_base.event_shape and not q_base.event_shape:
-        return sum_rightmost(p_base.log_prob(x) - q_base.log_prob(x), p_dims)
-    return p.log_prob(x) - q.log_prob(x)
 
 
 def _ends(diffusion: Diffusion, x0: Array, x1: Array, x_last: Array) -> Array:

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from nedm_ppl.inference.posterior._proposals import NormalModes
-from nedm_ppl.laws._conditioned import PointNormal
+from nedm_ppl.laws._point_normal import PointNormal
 from nedm_ppl.laws._small_matrices import cholesky, inverse_factor, positive_part, solve
 
 __all__ = ["MOST_COORDINATES", "Tilted", "modes", "moved"]

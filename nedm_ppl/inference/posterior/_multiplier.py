@@ -27,7 +27,10 @@ from numpyro.distributions import Distribution
 
 from nedm_ppl._compat import Tracer
 from nedm_ppl.arguments import Values, check_unmasked, require
-from nedm_ppl.laws._conditioned import LinearGaussian, PointNormal, normal_log_prob
+from nedm_ppl.laws._conditioned import LinearGaussian, normal_log_prob
+from nedm_ppl.laws._low_rank import LowRankNormal
+from nedm_ppl.laws._mixtures import components, mixture
+from nedm_ppl.laws._point_normal import PointNormal
 from nedm_ppl.laws._small_matrices import cholesky, compressed, whiten
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models.chain._process import DiffusionProcess
@@ -60,14 +63,33 @@ class Multiplier(eqx.Module):
     def times(self, law: Distribution, power: ArrayLike = 1.0) -> Distribution | None:
         r"""The law $p\, r^\lambda$, normalized, where it has a closed form; None where it has none.
 
+        Of a mixture it is the mixture of the components' products, each weighted by what the component expected of r.
+
         Args:
-            law: p, independent over coordinates, event shape that of a datum.
+            law: p, event shape that of a datum: independent over coordinates, a `LowRankNormal`, or a mixture of such.
             power: $\\lambda$, in [0, 1].
         """
-        return None
+        parts = components(law)
+        if parts is None:
+            return self._times(law, power)
+        log_weights, inner = parts
+        product, evidence = self._times(inner, power), self._log_mean(inner, power)
+        return None if product is None or evidence is None else mixture(log_weights + evidence, product)
 
     def log_mean(self, law: Distribution) -> Array | None:
         r"""$\log \int p(x)\, r(x)\, dx$ in nats, exact, shape (*batch,), where it has a closed form; None where it has none."""
+        parts = components(law)
+        if parts is None:
+            return self._log_mean(law, 1.0)
+        evidence = self._log_mean(parts[1], 1.0)
+        return None if evidence is None else logsumexp(parts[0] + evidence, axis=-1)
+
+    def _times(self, law: Distribution, power: ArrayLike) -> Distribution | None:
+        """`times` of a law that is no mixture."""
+        return None
+
+    def _log_mean(self, law: Distribution, power: ArrayLike) -> Array | None:
+        r"""$\log \int p\, r^\lambda$ of a law that is no mixture, up to a constant of the power alone."""
         return None
 
     def check(self, process: DiffusionProcess) -> None:
@@ -93,8 +115,12 @@ class Factorized(Multiplier):
         """The product with independent normals, before `to_event`, where it has a closed form."""
         return None
 
-    def _log_mean_normal(self, law: Distribution) -> Array | None:
-        """log of the mean of every factor under independent normals, where it has a closed form."""
+    def _log_mean_normal(self, law: Distribution, power: ArrayLike) -> Array | None:
+        """log of the mean of every factor to a power under independent normals, where it has a closed form."""
+        return None
+
+    def _seen(self, power: ArrayLike) -> tuple[Array, Array] | None:
+        """What is seen of every coordinate and the precision it is seen with, where r is an observation with normal noise."""
         return None
 
     def log_r(self, x: Array) -> Array:
@@ -104,7 +130,10 @@ class Factorized(Multiplier):
     def closes(self) -> bool:
         return type(self)._times_normal is not Factorized._times_normal
 
-    def times(self, law: Distribution, power: ArrayLike = 1.0) -> Distribution | None:
+    def _times(self, law: Distribution, power: ArrayLike) -> Distribution | None:
+        if isinstance(law, LowRankNormal):
+            seen = self._seen(power)
+            return None if seen is None else law.observed(*seen)[0]
         base = coordinates(law)
         if isinstance(base, dist.Normal | PointNormal):
             product = self._times_normal(base.loc, base.scale, power)
@@ -117,15 +146,19 @@ class Factorized(Multiplier):
             product = None
         return None if product is None else product.to_event(law.event_dim)
 
-    def log_mean(self, law: Distribution) -> Array | None:
+    def _log_mean(self, law: Distribution, power: ArrayLike) -> Array | None:
+        if isinstance(law, LowRankNormal):
+            seen = self._seen(power)
+            return None if seen is None else law.observed(*seen)[1]
         base = coordinates(law)
         if isinstance(base, dist.Normal | PointNormal):
-            terms = self._log_mean_normal(base)
+            terms = self._log_mean_normal(base, power)
         elif isinstance(base, dist.BernoulliLogits):
             one, zero = self._finite(jnp.ones(law.event_shape)), self._finite(jnp.zeros(law.event_shape))
-            terms = jnp.logaddexp(log_sigmoid(base.logits) + one, log_sigmoid(-base.logits) + zero)
+            terms = jnp.logaddexp(log_sigmoid(base.logits) + power * one, log_sigmoid(-base.logits) + power * zero)
         elif isinstance(base, Levels):
-            terms = logsumexp(jax.nn.log_softmax(base.logits) + self._over_levels(base, law.event_shape), axis=-1)
+            factors = power * self._over_levels(base, law.event_shape)
+            terms = logsumexp(jax.nn.log_softmax(base.logits) + factors, axis=-1)
         else:
             terms = None
         return None if terms is None else jnp.sum(terms, axis=tuple(range(-law.event_dim, 0)))
@@ -170,8 +203,11 @@ class Known(Factorized):
     def _times_normal(self, loc: Array, scale: Array, power: ArrayLike) -> Distribution:
         return PointNormal(jnp.where(self.mask, self.values, loc), jnp.where(self.mask, 0.0, scale))
 
-    def _log_mean_normal(self, law: Distribution) -> Array:
+    def _log_mean_normal(self, law: Distribution, power: ArrayLike) -> Array:
         return jnp.where(self.mask, law.log_prob(self.values), 0.0)
+
+    def _seen(self, power: ArrayLike) -> tuple[Array, Array]:
+        return self.values, jnp.where(self.mask, jnp.inf, 0.0)
 
     def check(self, process: DiffusionProcess) -> None:
         _check_event(self.values, process, "values")
@@ -219,8 +255,12 @@ class NormalObservation(Factorized):
         loc, scale = (loc + gain * self.y) / (1.0 + gain), scale / jnp.sqrt(1.0 + gain)
         return PointNormal(loc, scale)
 
-    def _log_mean_normal(self, law: Distribution) -> Array:
-        spread = jnp.sqrt(law.variance + jnp.square(self.scale))
+    def _seen(self, power: ArrayLike) -> tuple[Array, Array]:
+        return self.y, jnp.where(self.mask, power / jnp.square(self.scale), 0.0)
+
+    def _log_mean_normal(self, law: Distribution, power: ArrayLike) -> Array:
+        noise = jnp.square(self.scale) / jnp.maximum(power, jnp.finfo(float).eps)
+        spread = jnp.sqrt(law.variance + noise)
         return jnp.where(self.mask, dist.Normal(law.mean, spread).log_prob(self.y), 0.0)
 
     def check(self, process: DiffusionProcess) -> None:
@@ -333,13 +373,13 @@ class LinearObservation(Multiplier):
     def log_r(self, x: Array) -> Array:
         return normal_log_prob(self.y - jnp.tensordot(self.matrix, x, x.ndim), self.covariance)
 
-    def times(self, law: Distribution, power: ArrayLike = 1.0) -> Distribution | None:
-        if not isinstance(coordinates(law), dist.Normal | PointNormal):
+    def _times(self, law: Distribution, power: ArrayLike) -> LinearGaussian | None:
+        if not isinstance(coordinates(law), dist.Normal | PointNormal | LowRankNormal):
             return None
         return LinearGaussian(law, self.matrix, self.y, self.covariance, power=power)
 
-    def log_mean(self, law: Distribution) -> Array | None:
-        product = self.times(law)
+    def _log_mean(self, law: Distribution, power: ArrayLike) -> Array | None:
+        product = self._times(law, power)
         return None if product is None else product.log_evidence
 
     def check(self, process: DiffusionProcess) -> None:

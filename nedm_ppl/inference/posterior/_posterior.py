@@ -31,6 +31,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from numpyro.distributions import BernoulliLogits, Delta, Distribution, MixtureSameFamily, Normal
 
@@ -45,12 +46,16 @@ from nedm_ppl.inference.posterior._multiplier import (
 from nedm_ppl.inference.posterior._proposals import NormalModes, defended, independent, is_normal
 from nedm_ppl.inference.posterior._tabulated import guide_of
 from nedm_ppl.inference.posterior._tilted import closes, tilt
-from nedm_ppl.laws._conditioned import LinearGaussian, PointNormal, normal_log_prob
+from nedm_ppl.laws._conditioned import LinearGaussian, normal_log_prob
+from nedm_ppl.laws._low_rank import as_low_rank
+from nedm_ppl.laws._mixtures import beside, components, mixture, together
+from nedm_ppl.laws._point_normal import PointNormal
 from nedm_ppl.laws._small_matrices import positive_part
 from nedm_ppl.laws._spliced import Spliced
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.chain._chain import MarkovChain
+from nedm_ppl.models.reverse._reverse import Prediction
 
 __all__ = ["Constant", "Forward", "Lookahead", "MultipliedDiffusion", "Power", "Supplied", "Unguided", "multiply"]
 
@@ -115,6 +120,9 @@ class MultipliedDiffusion(eqx.Module):
 
     def _multiplied(self, log_r: Array, law: Distribution, at: Array, power: ArrayLike = 1.0) -> Look:
         """A look whose perturbed kernel is the law times the guide."""
+        whole = together(law)
+        if whole is not None and closes(whole, self.guide):
+            return Look(log_r, law, tilt(whole, self.guide, at, power).law)
         near, same = independent(law)
         if near is None:
             return Look(log_r, law, law)
@@ -245,8 +253,15 @@ class Lookahead(MultipliedDiffusion):
             return Look(jnp.zeros(law.batch_shape), law, law)
         if not self.guide.factors:
             return Look(jnp.zeros(law.batch_shape), law, law)
+        whole = together(data_law)
+        if whole is not None and closes(whole, self.guide):
+            log_r, proposal = self._together(t, x, whole)
+            # Of a prediction the kernel is its step; of another kernel only nearly.
+            return Look(log_r, law, proposal, None if isinstance(self.diffusion.reverse, Prediction) else law)
         step, same = independent(law)
-        assert step is not None
+        near, _ = independent(data_law)
+        assert step is not None and near is not None
+        data_law = near
         free = None if same and closes(data_law, self.guide) else law
         linear, others = self._linear, self._others
         if linear is None or not (is_normal(data_law) and closes(data_law, others)):
@@ -255,16 +270,31 @@ class Lookahead(MultipliedDiffusion):
         tilted = tilt(data_law, others)
         if others.factors:
             step = _carried(step, process, t, x, data_law, tilted.law)
-        residual, image, cross = self._moments(t, x, tilted.law, linear)
-        log_r = tilted.log_mean + normal_log_prob(residual, image + linear.covariance)
-        # y and x_{t-1} are jointly Gaussian given x_t, with covariance c A C: an observation of x_{t-1}, whose noise is what
-        # x_{t-1} does not explain of y.
+        residual, cross = self._moments(t, x, tilted.law, linear)
         c, _, _ = process.posterior_coefficients(t)
         matrix = c * cross / jnp.expand_dims(step.variance, -1 - process.event_dim)
-        explained = _outer(c * cross, matrix, process.event_dim)
-        value = residual + _image(matrix, step.mean, process.event_dim)
-        noise = linear.covariance + positive_part(image - explained)
-        return Look(log_r, law, LinearGaussian(step, matrix, value, noise), free)
+        log_r, proposal = _seen_before(step, c * cross, matrix, residual, cross, linear)
+        return Look(tilted.log_mean + log_r, law, proposal, free)
+
+    def _together(self, t: ArrayLike, x: Array, data_law: Distribution) -> tuple[Array, Distribution]:
+        r"""$r_t$ and the perturbed step of a prediction whose coordinates go together, exact under it; a mixture by component."""
+        process: Any = self.diffusion.process
+        parts = components(data_law)
+        if parts is not None:
+            log_weights, law = parts
+            log_r, steps = self._together(t, beside(x, process.event_dim), law)
+            return logsumexp(log_weights + log_r, axis=-1), mixture(log_weights + log_r, steps)
+        tilted = tilt(data_law, self._others)
+        if self._linear is None:
+            return tilted.log_mean, process.reverse_step(t, x, tilted.law)
+        law = as_low_rank(tilted.law)
+        assert law is not None
+        step, linear = process.reverse_step(t, x, law), self._linear
+        residual = linear.y - _image(linear.matrix, law.mean, process.event_dim)
+        cross = law.covariance_times(linear.matrix)
+        c, _, _ = process.posterior_coefficients(t)
+        log_r, proposal = _seen_before(step, c * cross, step.precision_times(c * cross), residual, cross, linear)
+        return tilted.log_mean + log_r, proposal
 
     def initial(self) -> Distribution:
         return self.diffusion.process.stationary()
@@ -277,24 +307,21 @@ class Lookahead(MultipliedDiffusion):
     def _others(self) -> Product:
         return Product(factor for factor in self.guide.factors if not isinstance(factor, LinearObservation))
 
-    def _moments(
-        self, t: ArrayLike, x: Array, law: Distribution, linear: LinearObservation
-    ) -> tuple[Array, Array, Array]:
-        """Residual y - A m, and A C A', A C; shapes (*batch, dim), (*batch, dim, dim) and (*batch, dim, *event)."""
+    def _moments(self, t: ArrayLike, x: Array, law: Distribution, linear: LinearObservation) -> tuple[Array, Array]:
+        """Residual y - A m, and A C; shapes (*batch, dim) and (*batch, dim, *event)."""
         event_dim = len(self.event_shape)
         residual = linear.y - _image(linear.matrix, law.mean, event_dim)
         cross = linear.matrix * jnp.expand_dims(law.variance, -1 - event_dim)
         if self.covariance == "jacobian":
-            schedule = self.diffusion.process.schedule
+            process: Any = self.diffusion.process
             # Where nothing of x_0 is left in x_t, the mean does not move with it: the variances are all there is.
-            is_left = schedule.alpha_bar[t] > 0.0
-            ratio = schedule.one_minus_alpha_bar[t] / jnp.sqrt(jnp.where(is_left, schedule.alpha_bar[t], 1.0))
+            ratio, is_left = process.covariance_ratio(t)
 
             def image_of_mean(x: Array) -> Array:
                 return jnp.tensordot(linear.matrix, self.diffusion.data_law(t, x).mean, event_dim)
 
             cross = jnp.where(is_left, ratio * over_batch(jax.jacrev(image_of_mean), x, event_dim), cross)
-        return residual, positive_part(_outer(cross, linear.matrix, event_dim)), cross
+        return residual, cross
 
 
 class Unguided(MultipliedDiffusion):
@@ -472,6 +499,30 @@ def _carried(
         return MixtureSameFamily(mixture.mixing_distribution, normals).to_event(event_dim)
     after = process.reverse_step(t, x, tilted)
     return Normal(step.mean + after.mean - before.mean, jnp.sqrt(after.variance) * ratio).to_event(event_dim)
+
+
+def _seen_before(
+    step: Distribution, shared: Array, matrix: Array, residual: Array, cross: Array, linear: LinearObservation
+) -> tuple[Array, LinearGaussian]:
+    r"""$\log \mathcal N(y; A m, A C A^\top + R)$, and the step given y.
+
+    y and $x_{t-1}$ are jointly Gaussian given $x_t$, with covariance c A C: an observation of $x_{t-1}$, whose noise is what
+    $x_{t-1}$ does not explain of y.
+
+    Args:
+        step: The law of $x_{t-1}$, covariance S.
+        shared: c A C, shape (*batch, dim, *event).
+        matrix: $c A C S^{-1}$, of the same shape.
+        residual: y - A m, shape (*batch, dim).
+        cross: A C.
+        linear: A and R.
+    """
+    event_dim = step.event_dim
+    image = positive_part(_outer(cross, linear.matrix, event_dim))
+    explained = _outer(shared, matrix, event_dim)
+    value = residual + _image(matrix, step.mean, event_dim)
+    noise = linear.covariance + positive_part(image - explained)
+    return normal_log_prob(residual, image + linear.covariance), LinearGaussian(step, matrix, value, noise)
 
 
 def _image(matrix: Array, x: Array, event_dim: int) -> Array:

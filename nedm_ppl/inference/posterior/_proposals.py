@@ -25,7 +25,9 @@ from numpyro.distributions import (
 )
 
 from nedm_ppl._compat import validate_sample
-from nedm_ppl.laws._conditioned import LinearGaussian, PointNormal
+from nedm_ppl.laws._conditioned import LinearGaussian
+from nedm_ppl.laws._low_rank import LowRankNormal
+from nedm_ppl.laws._point_normal import PointNormal
 from nedm_ppl.laws._small_matrices import cholesky, whiten
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models.reverse._discrete import Levels
@@ -78,7 +80,7 @@ def independent(law: Distribution) -> tuple[Distribution | None, bool]:
 
 def log_density(law: Distribution, x: Array) -> Array:
     """log p(x) in nats, minus infinity outside the law's support, where NumPyro returns a number without meaning."""
-    if isinstance(law, LinearGaussian | NormalModes) or isinstance(
+    if isinstance(law, LinearGaussian | LowRankNormal | NormalModes) or isinstance(
         coordinates(law), Normal | PointNormal | BernoulliLogits | Levels | MixtureSameFamily | MixtureGeneral
     ):
         return law.log_prob(x)

@@ -24,7 +24,7 @@ from nedm_ppl.inference.posterior._multiplier import (
     over_batch,
 )
 from nedm_ppl.inference.program._structure import structure
-from nedm_ppl.laws._conditioned import PointNormal
+from nedm_ppl.laws._point_normal import PointNormal
 from nedm_ppl.models.chain._process import DiffusionProcess
 
 __all__ = ["Tabulated", "guide_of", "tabulate"]
@@ -71,10 +71,9 @@ class Tabulated(Factorized):
         log_weights, loc, scale = self._product_with_normal(loc, scale, power)
         return MixtureSameFamily(Categorical(logits=log_weights), PointNormal(loc, scale))
 
-    def _log_mean_normal(self, base: Distribution) -> Array:
-        return jnp.where(
-            self.seen, logsumexp(self._product_with_normal(base.mean, jnp.sqrt(base.variance), 1.0)[0], axis=-1), 0.0
-        )
+    def _log_mean_normal(self, base: Distribution, power: ArrayLike) -> Array:
+        by_component = self._product_with_normal(base.mean, jnp.sqrt(base.variance), power)[0]
+        return jnp.where(self.seen, logsumexp(by_component, axis=-1), 0.0)
 
     @property
     def closes(self) -> bool:

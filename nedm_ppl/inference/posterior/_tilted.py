@@ -22,6 +22,8 @@ from numpyro.distributions import BernoulliLogits, Distribution
 from nedm_ppl.inference.posterior._local import MOST_COORDINATES, Tilted, modes, moved
 from nedm_ppl.inference.posterior._multiplier import NEVER, Multiplier, Product, over_batch
 from nedm_ppl.inference.posterior._proposals import independent, is_normal
+from nedm_ppl.laws._low_rank import LowRankNormal
+from nedm_ppl.laws._mixtures import components
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models.reverse._discrete import Levels
 from nedm_ppl.numbers import log_mean_exp
@@ -34,7 +36,10 @@ FLOOR = -1e3
 
 def closes(law: Distribution, r: Product) -> bool:
     """Whether the product with r has a closed form that leaves nothing to guess."""
-    if not is_normal(law):
+    parts = components(law)
+    if parts is not None:
+        return closes(parts[1], r)
+    if not is_normal(law) and not isinstance(law, LowRankNormal):
         return all(factor.times(law) is not None for factor in r.factors)
     return all(factor.closes for factor in r.factors)
 

@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from nedm_ppl.arguments import Shape, as_shape, check_kind
+from nedm_ppl.laws._mixtures import beside, components, mixture
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.chain.schedules import LearnedSchedule, Schedule
@@ -97,7 +98,11 @@ class BernoulliDiffusion(DiffusionProcess):
         return jnp.log(prior_1) - jnp.log(prior_0) + likelihood
 
     def reverse_step(self, t: ArrayLike, x: Array, data_law: Distribution) -> Distribution:
-        r"""$\sum_b \hat p(x_0 = b)\, q(x_{t-1} | x_t, x_0 = b)$ per bit, exact, in log space throughout."""
+        r"""$\sum_b \hat p(x_0 = b)\, q(x_{t-1} | x_t, x_0 = b)$ per bit, exact, in log space; of a mixture, by component."""
+        parts = components(data_law)
+        if parts is not None:
+            log_weights, law = parts
+            return mixture(log_weights, self.reverse_step(t, beside(x, self.event_dim), law))
         logits = bit_logits(data_law)
         if_one, if_zero = self.posterior_logits(t, x, 1.0), self.posterior_logits(t, x, 0.0)
         log_one = jnp.logaddexp(log_sigmoid(logits) + log_sigmoid(if_one), log_sigmoid(-logits) + log_sigmoid(if_zero))
@@ -107,6 +112,10 @@ class BernoulliDiffusion(DiffusionProcess):
         return dist.BernoulliLogits(log_one - log_zero).to_event(self.event_dim)
 
     def implied_data_law(self, t: ArrayLike, x: Array, step: Distribution) -> Distribution:
+        parts = components(step)
+        if parts is not None:
+            log_weights, law = parts
+            return mixture(log_weights, self.implied_data_law(t, beside(x, self.event_dim), law))
         at_one, at_zero = nn.sigmoid(self.posterior_logits(t, x, 1.0)), nn.sigmoid(self.posterior_logits(t, x, 0.0))
         probs = jnp.clip((step.mean - at_zero) / (at_one - at_zero), 1e-4, 1.0 - 1e-4)
         return dist.BernoulliLogits(jnp.log(probs) - jnp.log1p(-probs)).to_event(self.event_dim)

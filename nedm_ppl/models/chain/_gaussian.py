@@ -16,9 +16,11 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.distributions import Distribution
+from numpyro.distributions import Distribution, MultivariateNormal
 
 from nedm_ppl.arguments import Shape, as_shape, check_kind
+from nedm_ppl.laws._low_rank import LowRankNormal, as_correlated, from_covariance
+from nedm_ppl.laws._mixtures import beside, components, mixture
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.chain.schedules import Schedule
 
@@ -79,17 +81,45 @@ class GaussianDiffusion(DiffusionProcess):
             beta * (before / now),
         )
 
-    def reverse_step(self, t: ArrayLike, x: Array, data_law: Distribution) -> Distribution:
-        r"""$\mathcal N(c_t m + d_t x_t,\ \tilde\beta_t + c_t^2 V)$, m and V the mean and variance of `data_law`.
+    def covariance_ratio(self, t: ArrayLike) -> tuple[Array, Array]:
+        r"""$(1 - \bar\alpha_t) / \sqrt{\bar\alpha_t}$, by which the derivative of the mean of $x_0$ given $x_t$ is its covariance.
 
-        It has the mean and the marginal variances of $\mathrm{E}\, q(x_{t-1} | x_t, x_0)$."""
+        And whether anything of $x_0$ is left in $x_t$: where nothing is, the ratio means nothing."""
+        is_left = self.schedule.alpha_bar[t] > 0.0
+        ratio = self.schedule.one_minus_alpha_bar[t] / jnp.sqrt(jnp.where(is_left, self.schedule.alpha_bar[t], 1.0))
+        return ratio, is_left
+
+    def reverse_step(self, t: ArrayLike, x: Array, data_law: Distribution) -> Distribution:
+        r"""$\mathcal N(c_t m + d_t x_t,\ \tilde\beta_t I + c_t^2 V)$, m the mean and V the covariance of `data_law`.
+
+        It is $\mathrm{E}\, q(x_{t-1} | x_t, x_0)$ itself for any Gaussian law, and for a mixture of them, component
+        by component. For any other law, of independent coordinates, it has that average's mean and variances."""
+        parts = components(data_law)
+        if parts is not None:
+            log_weights, law = parts
+            return mixture(log_weights, self.reverse_step(t, beside(x, self.event_dim), law))
         c, d, var = self.posterior_coefficients(t)
+        correlated = as_correlated(data_law)
+        if correlated is not None:
+            return correlated.moved(d * x, c, jnp.maximum(var, 1e-10 * (t == 1)))
         # A certain prediction has variance 0; at t = 1 nothing else is left, and a density needs some.
         var = var + jnp.square(c) * jnp.maximum(data_law.variance, 1e-10)
         return self._normal(c * data_law.mean + d * x, var)
 
     def implied_data_law(self, t: ArrayLike, x: Array, step: Distribution) -> Distribution:
+        parts = components(step)
+        if parts is not None:
+            log_weights, law = parts
+            return mixture(log_weights, self.implied_data_law(t, beside(x, self.event_dim), law))
         c, d, var = self.posterior_coefficients(t)
+        correlated = as_correlated(step)
+        if isinstance(step, MultivariateNormal):  # split anew: its own diagonal may be below the noise
+            covariance = (step.covariance_matrix - var * jnp.eye(self.event_shape[0])) / jnp.square(c)
+            return from_covariance((step.mean - d * x) / c, covariance)
+        if correlated is not None:
+            own = jnp.maximum(correlated.diagonal - var, 1e-4 * correlated.diagonal) / jnp.square(c)
+            mean = (correlated.loc - d * x) / c
+            return LowRankNormal(mean, own, correlated.factor / c, event_dim=self.event_dim)
         spread = jnp.maximum(step.variance - var, 1e-4 * step.variance)
         return self._normal((step.mean - d * x) / c, spread / jnp.square(c))
 

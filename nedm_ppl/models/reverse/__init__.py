@@ -8,6 +8,8 @@ from nedm_ppl.models.reverse._discrete import Levels as Levels
 from nedm_ppl.models.reverse._discrete import log_frequencies as log_frequencies
 from nedm_ppl.models.reverse._mixture import BitMixture as BitMixture
 from nedm_ppl.models.reverse._mixture import fit_bit_mixture as fit_bit_mixture
+from nedm_ppl.models.reverse._mixture_prediction import BitMixturePrediction as BitMixturePrediction
+from nedm_ppl.models.reverse._mixture_prediction import MixturePrediction as MixturePrediction
 from nedm_ppl.models.reverse._reverse import DataPrediction as DataPrediction
 from nedm_ppl.models.reverse._reverse import DriftVariance as DriftVariance
 from nedm_ppl.models.reverse._reverse import NoisePrediction as NoisePrediction

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
-from jax.scipy.special import log_ndtr
+from jax.nn import log_sigmoid
+from jax.scipy.special import log_ndtr, logsumexp
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution, constraints
 from numpyro.util import is_prng_key
@@ -94,6 +95,14 @@ class BitPrediction(Prediction):
         r"""$p(x_0 | x_t)$, independent bits."""
         return dist.BernoulliLogits(self.data_logits(process, t, x)).to_event(process.event_dim)
 
+    def component(
+        self, process: BernoulliDiffusion, t: ArrayLike, x: Array, output: Array
+    ) -> tuple[Distribution, Array]:
+        r"""The law of a component with this output for its log odds, and the log of what it expected of $x_t$, up to a constant."""
+        if self.evidence:
+            return bits_given(process, t, x, output)
+        return dist.BernoulliLogits(output).to_event(process.event_dim), jnp.zeros(())
+
     def data_logits(self, process: BernoulliDiffusion, t: ArrayLike, x: Array) -> Array:
         r"""Log odds of $p(x_0 = 1 | x_t)$, per bit."""
         known = process.evidence(t, x) if self.evidence else jnp.zeros(())
@@ -113,6 +122,22 @@ class BitPrediction(Prediction):
             raise ValueError(
                 f"base must be a mixture of bits of shape {process.event_shape}; got {self.base.logits.shape[1:]}."
             )
+
+
+def bits_given(process: BernoulliDiffusion, t: ArrayLike, x: Array, logits: Array) -> tuple[Distribution, Array]:
+    r"""Independent bits given $x_t$, and the log of what they expected of it, up to a constant, nats, shape (*batch,).
+
+    Args:
+        process: Knows the noise.
+        t: Time, in 1..T.
+        x: State $x_t$, shape (*batch, *event).
+        logits: Log odds of a 1 before $x_t$ is seen.
+    """
+    ratio = process.evidence(t, x)
+    expected = jnp.logaddexp(log_sigmoid(logits) + ratio, log_sigmoid(-logits))
+    # The ratio's lower half, q(x_t | 0), is the same for all logits.
+    law = dist.BernoulliLogits(logits + ratio).to_event(process.event_dim)
+    return law, jnp.sum(expected, axis=tuple(range(-process.event_dim, 0)))
 
 
 class LevelPrediction(Prediction):
@@ -169,6 +194,17 @@ class LevelPrediction(Prediction):
         seen = jnp.concatenate([beliefs, x[..., None]], axis=-1)
         shape = process.event_shape
         return map_network(self.network, t, seen, (*shape, len(self.levels) + 1), self.output_shape(shape)) + known
+
+    def component(
+        self, process: GaussianDiffusion, t: ArrayLike, x: Array, output: Array
+    ) -> tuple[Distribution, Array]:
+        r"""The law of a component with this output, and the log of what it expected of $x_t$, up to a constant."""
+        prior = output if self.base is None else output + self.base
+        if not self.evidence:
+            return Levels(prior, self.levels).to_event(process.event_dim), jnp.zeros(())
+        joint = jax.nn.log_softmax(prior) + process.evidence(t, x, jnp.asarray(self.levels))
+        expected = jnp.sum(logsumexp(joint, axis=-1), axis=tuple(range(-process.event_dim, 0)))
+        return Levels(joint, self.levels).to_event(process.event_dim), expected
 
     def data_law(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
         r"""$p(x_0 | x_t)$, a product of categoricals over the gray levels."""

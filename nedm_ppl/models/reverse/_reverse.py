@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from nedm_ppl._compat import Tracer
+from nedm_ppl.laws._low_rank import LowRankNormal
 from nedm_ppl.models.chain._gaussian import GaussianDiffusion
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.networks import TimedNetwork
@@ -85,10 +86,14 @@ class Prediction(Parameterization):
 
     @abstractmethod
     def data_law(self, process: Any, t: ArrayLike, x: Array) -> Distribution:
-        r"""The prediction $\hat p(x_0 | x_t = x)$, independent over coordinates."""
+        r"""The prediction $\hat p(x_0 | x_t = x)$: of independent coordinates, a correlated Gaussian, or a mixture of such laws."""
 
     def __call__(self, process: Any, t: ArrayLike, x: Array) -> Distribution:
         return process.reverse_step(t, x, self.data_law(process, t, x))
+
+    def first_law(self, process: Any, x1: Array) -> Distribution:
+        r"""The law of $x_0$ given $x_1$ that a quantized first step integrates over the bins of its levels."""
+        return self.data_law(process, 1, x1)
 
 
 class DriftVariance(Parameterization):
@@ -125,29 +130,68 @@ class DriftVariance(Parameterization):
 
 
 class _MomentPrediction(Prediction):
-    r"""A network with two outputs per coordinate: $z^m$, which gives the mean m, and $z^V$ for the variance V."""
+    r"""A network with two outputs per coordinate, $z^m$ for the mean m and $z^V$ for a variance, and one more per direction.
+
+    Without directions the prediction is $\mathcal N(m, \Lambda)$ with $\Lambda = (1 - \bar\alpha_t) \exp z^V$. With r of them,
+    $z^U$, it is $\mathcal N(m, \Lambda + U^\top U)$, $U = \sqrt{1 - \bar\alpha_t}\,(z^U + U_0)$. Where U is 0 its gradient is
+    0 too, so $U_0$ is small and its rows are distinct: a silent network is near the independent one, and can leave it. With as
+    many directions as coordinates the covariance is any, and U upper triangular.
+    """
+
+    rank: eqx.AbstractVar[int]
+
+    def __check_init__(self):
+        if self.rank < 0:
+            raise ValueError(f"rank must be at least 0, the number of directions; got {self.rank}.")
 
     @abstractmethod
     def _mean(self, process: GaussianDiffusion, t: ArrayLike, x: Array, z_mean: Array) -> Array:
         """m, of x's shape."""
 
     def data_law(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
-        z_mean, log_var = pair(process, self._output(process, t, x))
-        scale = jnp.sqrt(process.schedule.one_minus_alpha_bar[t]) * jnp.exp(0.5 * log_var)
-        return dist.Normal(self._mean(process, t, x, z_mean), scale).to_event(process.event_dim)
+        return self.law_of(process, t, x, self._output(process, t, x))
+
+    def law_of(self, process: GaussianDiffusion, t: ArrayLike, x: Array, output: Array) -> Distribution:
+        r"""The prediction that a network's output of shape (*batch, 2 + rank, *event) stands for."""
+        parts = jnp.moveaxis(output, -1 - process.event_dim, 0)
+        noise, mean = process.schedule.one_minus_alpha_bar[t], self._mean(process, t, x, parts[0])
+        if not self.rank:
+            return dist.Normal(mean, jnp.sqrt(noise) * jnp.exp(0.5 * parts[1])).to_event(process.event_dim)
+        directions = jnp.moveaxis(parts[2:], 0, -1 - process.event_dim) + directions_at_rest(
+            self.rank, process.event_shape
+        )
+        if self.rank == math.prod(process.event_shape):
+            upper = jnp.triu(jnp.ones((self.rank, self.rank))).reshape(self.rank, *process.event_shape)
+            directions = directions * upper
+        factor = jnp.sqrt(noise) * directions
+        return LowRankNormal(mean, noise * jnp.exp(parts[1]), factor, event_dim=process.event_dim)
+
+    def component(
+        self, process: GaussianDiffusion, t: ArrayLike, x: Array, output: Array
+    ) -> tuple[Distribution, Array]:
+        """`law_of`, as a component of a mixture whose weights are the network's."""
+        return self.law_of(process, t, x, output), jnp.zeros(())
 
     def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (2, *event_shape)
+        return (2 + self.rank, *event_shape)
 
     def check_process(self, process: DiffusionProcess) -> None:
         require_gaussian(self, process)
+        size = math.prod(process.event_shape)
+        if self.rank > size:
+            raise ValueError(f"rank must be at most {size}, the number of coordinates of a datum; got {self.rank}.")
 
 
 class DataPrediction(_MomentPrediction):
     r"""Prediction of $x_0$ itself, with a learned variance: $m = z^m$ and $V = (1 - \bar\alpha_t) \exp z^V$.
 
     Args:
-        network: `(t, x) -> (2, *event)`: $z^m$, then $z^V$.
+        network: `(t, x) -> (2 + rank, *event)`: $z^m$, then $z^V$, then $z^U$.
+        rank: r, the number of directions in which coordinates go together; 0 leaves them independent given $x_t$, and D, the number
+            of coordinates, gives the full covariance.
+
+    Raises:
+        ValueError: a negative rank, or one above the number of coordinates.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -159,6 +203,7 @@ class DataPrediction(_MomentPrediction):
     """
 
     network: Network
+    rank: int = eqx.field(static=True, default=0)
 
     def _mean(self, process: GaussianDiffusion, t: ArrayLike, x: Array, z_mean: Array) -> Array:
         return z_mean
@@ -177,12 +222,14 @@ class NoisePrediction(_MomentPrediction):
     and 0 nowhere.
 
     Args:
-        network: `(t, x) -> (2, *event)`: $z^m$, then $z^V$.
+        network: `(t, x) -> (2 + rank, *event)`: $z^m$, then $z^V$, then $z^U$.
         bound: B, which no predicted mean exceeds, in the units of the data: twice the size of what is to be predicted as it is. The
             default is for data of pooled variance 1. None leaves m as it is, for a network that is trained already.
+        rank: r, the number of directions in which coordinates go together; 0 leaves them independent given $x_t$, and D, the number
+            of coordinates, gives the full covariance.
 
     Raises:
-        ValueError: a bound that is not positive.
+        ValueError: a bound that is not positive, a negative rank, or one above the number of coordinates.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -195,6 +242,7 @@ class NoisePrediction(_MomentPrediction):
 
     network: Network
     bound: float | None = eqx.field(static=True, default=10.0)
+    rank: int = eqx.field(static=True, default=0)
 
     def __check_init__(self):
         if self.bound is not None and not self.bound > 0.0:
@@ -218,7 +266,7 @@ class NoisePrediction(_MomentPrediction):
             )
 
     def check_process(self, process: DiffusionProcess) -> None:
-        require_gaussian(self, process)
+        super().check_process(process)
         last = process.schedule.alpha_bar[-1]
         if not isinstance(last, Tracer) and last == 0.0:
             raise ValueError(
@@ -235,7 +283,12 @@ class VelocityPrediction(_MomentPrediction):
     Distillation for Fast Sampling of Diffusion Models, 2022.
 
     Args:
-        network: `(t, x) -> (2, *event)`: $z^m$, then $z^V$.
+        network: `(t, x) -> (2 + rank, *event)`: $z^m$, then $z^V$, then $z^U$.
+        rank: r, the number of directions in which coordinates go together; 0 leaves them independent given $x_t$, and D, the number
+            of coordinates, gives the full covariance.
+
+    Raises:
+        ValueError: a negative rank, or one above the number of coordinates.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -247,10 +300,32 @@ class VelocityPrediction(_MomentPrediction):
     """
 
     network: Network
+    rank: int = eqx.field(static=True, default=0)
 
     def _mean(self, process: GaussianDiffusion, t: ArrayLike, x: Array, z_mean: Array) -> Array:
         alpha_bar, noise = process.schedule.alpha_bar[t], process.schedule.one_minus_alpha_bar[t]
         return jnp.sqrt(alpha_bar) * x + jnp.sqrt(noise) * z_mean
+
+
+def step_of(reverse: Any, process: Any, t: ArrayLike, x: Array) -> Distribution:
+    r"""The step $p(x_{t-1} | x_t = x)$ of a parameterization, or of a callable `(t, x) -> Distribution`."""
+    return reverse(process, t, x) if isinstance(reverse, Parameterization) else reverse(t, x)
+
+
+def first_law(reverse: Any, process: Any, x1: Array) -> Distribution:
+    r"""The law of $x_0$ given $x_1$ that a quantized first step integrates over the bins of its levels."""
+    return reverse.first_law(process, x1) if isinstance(reverse, Prediction) else step_of(reverse, process, 1, x1)
+
+
+def directions_at_rest(rank: int, event_shape: tuple[int, ...]) -> Array:
+    r"""$U_0$ of a prediction with directions, shape (rank, *event): cosines of length .1, or for the full rank a tenth of I."""
+    size = math.prod(event_shape)
+    if rank == size:
+        rows = 0.1 * np.eye(size)
+    else:
+        waves = np.cos(np.pi * np.outer(np.arange(rank), np.arange(size) + 0.5) / size)
+        rows = 0.1 * waves / np.linalg.norm(waves, axis=1, keepdims=True)
+    return jnp.asarray(rows, float).reshape(rank, *event_shape)
 
 
 def pair(process: GaussianDiffusion, output: Array) -> tuple[Array, Array]:
