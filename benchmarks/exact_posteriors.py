@@ -24,7 +24,7 @@ from nedm_ppl import inference, models
 from nedm_ppl.inference import multiply
 from nedm_ppl.inference.posterior import particle_filter
 from tests.exact import bits_log_prob
-from tests.test_particle_posterior import instance, linear_diffusion
+from tests.zoo import LINEAR_PROCESS, diagonal, observed
 
 NUM_INSTANCES, NUM_RUNS, NUM_PARTICLES, NUM_DRAWS = 20, 100, 1000, 20_000
 DIM, NUM_STEPS, NUM_BIT_PARTICLES = 8, 20, 4096
@@ -49,8 +49,8 @@ def linear_gaussian() -> Table:
 
     found: dict[str, list[list[np.ndarray]]] = {"diagonal": [], "jacobian": [], "the paper's": []}
     for seed in range(NUM_INSTANCES):
-        arrays, (y, matrix, noise), (mean, cov, log_z) = instance(seed)
-        diffusion, r = linear_diffusion(arrays), inference.LinearObservation(y, matrix, covariance=noise)
+        arrays, (y, matrix, noise), (mean, cov, log_z) = observed(seed)
+        diffusion, r = diagonal(LINEAR_PROCESS, *arrays), inference.LinearObservation(y, matrix, covariance=noise)
         upper = np.triu_indices(len(mean))
         for how in ("diagonal", "jacobian"):
             keys = jax.random.split(jax.random.key(seed), NUM_RUNS)

@@ -40,6 +40,7 @@ from nedm_ppl import models
 from nedm_ppl.inference import ParticleMetropolis, ParticlePosterior, PathGibbs
 from tests.test_programs import PROGRAMS as TESTED
 from tests.test_programs import normal
+from tests.zoo import noise_of
 
 FAILURE_RATE = 0.05
 NUM_REPEATS, NUM_PARTICLES = 16, 1000
@@ -78,8 +79,7 @@ STEPS = 4, 40
 
 
 def diffusion_of(dim: int, schedule: str, num_steps: int) -> models.Diffusion:
-    process = models.GaussianDiffusion((dim,), SCHEDULES[schedule](num_steps))
-    return models.Diffusion(process, process.step)
+    return noise_of(models.GaussianDiffusion((dim,), SCHEDULES[schedule](num_steps)))
 
 
 def program_of(name: str, diffusion: models.Diffusion, slope: bool = False) -> Callable[[], None]:

@@ -84,6 +84,15 @@ def x64():
 
 
 @pytest.fixture
+def double():
+    """float64 after float32: JAX keeps diffrax's constants in the precision they were first used in, and must forget it."""
+    jax.clear_caches()
+    with jax.enable_x64(True):
+        yield
+    jax.clear_caches()
+
+
+@pytest.fixture
 def significance() -> float:
     """The p-value below which a test of a sampling law fails."""
     return SIGNIFICANCE

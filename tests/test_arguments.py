@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from nedm_ppl import arguments, data, inference, models
+from tests.zoo import white
 
 KEY = jax.random.key(0)
-PROCESS = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(3))
+WHITE = white(2, 3)
+PROCESS = WHITE.process
 NETWORK = models.networks.ResidualMLP((2,), (2, 2), 3, width=4, depth=1, key=KEY)
 MODEL = models.Diffusion(PROCESS, models.DriftVariance(NETWORK))
 LABELLED = models.Diffusion(
     PROCESS, models.DriftVariance(models.Conditional(lambda t, x, c: 0.1 * jnp.stack([x, x]) * c, 0))
 )
-WHITE = models.Diffusion(PROCESS, PROCESS.step)
 DATA = np.array([[1.0, -1.2], [0.4, 0.1], [-0.5, 1.6], [1.3, 0.9], [-0.7, -1.3], [-0.6, 0.0]], np.float32)
 FOUND = inference.Classification(np.zeros((6, 2)), np.zeros((6, 2)), np.log([0.5, 0.5]))
 

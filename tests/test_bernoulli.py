@@ -15,6 +15,7 @@ from scipy import stats
 
 from nedm_ppl import inference, models
 from nedm_ppl.models.chain.schedules import FixedSchedule, LearnedSchedule, erasing, log_snr_linear
+from tests.zoo import noise_of
 
 RATES = st.floats(0.05, 0.95)
 BETAS = st.tuples(st.lists(st.floats(1e-3, 0.95), min_size=1, max_size=3), st.booleans()).map(
@@ -114,7 +115,7 @@ def test_equation_14_is_off_by_the_excess_mean(rate):
     schedule = FixedSchedule([0.1, 0.2, 0.3, 0.4])
     process = models.BernoulliDiffusion((3,), schedule, rate=rate)
     x0 = jnp.asarray(np.random.default_rng(1).random((50, 3)) < 0.4, float)
-    terms = inference.bound_terms(jax.random.key(0), models.Diffusion(process, process.step), x0)
+    terms = inference.bound_terms(jax.random.key(0), noise_of(process), x0)
     noise_entropy = 3 * stats.bernoulli(rate).entropy()
     equation_14 = -terms.diffusion + process.marginal_entropy(4, x0) - process.marginal_entropy(1, x0) - noise_entropy
     slope = 3 * np.log(rate / (1.0 - rate)) * (schedule.alpha_bar[-1] + schedule.betas[0])

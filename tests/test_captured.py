@@ -17,6 +17,7 @@ from numpyro.infer.gibbs import Gibbs
 
 from nedm_ppl import inference, models
 from nedm_ppl.models.chain._captured import combine, partition
+from tests.zoo import noise_of
 
 PROCESS = models.GaussianDiffusion((1,), models.schedules.log_snr_linear(3))
 GLOBAL = {"value": None}
@@ -256,7 +257,7 @@ def check_copies(one):
 
 
 def program(y):
-    x = numpyro.sample("x", models.Diffusion(PROCESS, PROCESS.step).prior())
+    x = numpyro.sample("x", noise_of(PROCESS).prior())
     numpyro.sample("y", dist.Normal(x, 0.5).to_event(1), obs=y)
 
 
@@ -267,7 +268,7 @@ def test_a_posterior_by_particles_pickles_before_and_after_its_run(kind):
     if kind == "program":
         posterior, args = inference.ParticlePosterior(program, num_particles=8), (y,)
     else:
-        diffusion = models.Diffusion(PROCESS, PROCESS.step)
+        diffusion = noise_of(PROCESS)
         posterior, args = (
             inference.ParticlePosterior(diffusion, inference.NormalObservation(y, 0.5), num_particles=8),
             (),

@@ -20,6 +20,7 @@ from scipy import stats
 from nedm_ppl import models
 from nedm_ppl.models import MarkovChain
 from nedm_ppl.models.chain.schedules import FixedSchedule, erasing, log_snr_linear
+from tests.zoo import noise_of
 
 BETAS = [0.1, 0.3, 0.2, 0.5]
 PROCESSES = {
@@ -399,7 +400,7 @@ def test_a_divergence_without_a_closed_form_is_refused_by_name():
     other = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(4, end=-5.0))
     learned = models.GaussianDiffusion((2,), models.schedules.LearnedSchedule(models.schedules.log_snr_linear(4)))
     moved = eqx.tree_at(lambda d: d.schedule.logits, learned, learned.schedule.logits + 0.1)
-    diffusion, x = models.Diffusion(process, process.step), jnp.zeros(2)
+    diffusion, x = noise_of(process), jnp.zeros(2)
     forward, reverse = process.forward(x), diffusion.reverse_chain()
     for q, p, message in (
         (

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from nedm_ppl import inference, models
+from tests.zoo import noise_of, white
 
 KEY = jax.random.key(0)
-PROCESS = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(2))
-WHITE = models.Diffusion(PROCESS, PROCESS.step)  # N(0, I), exactly
+WHITE = white(2, 2)
+PROCESS = WHITE.process
 BITS = models.BernoulliDiffusion((2,), models.schedules.erasing(2))
 X = np.random.default_rng(0).standard_normal((20, 2)).astype(np.float32)
 
@@ -49,7 +50,7 @@ def test_a_result_and_its_elpd_say_what_they_are_of(results):
     result = results["as they are"]
     assert result.unit == "log density" and result.data == of(X.astype(np.float64)).data
     assert result.data != of(X[::-1]).data != of(X[:19]).data
-    bits = of(jnp.zeros((3, 2)), models.Diffusion(BITS, BITS.step))
+    bits = of(jnp.zeros((3, 2)), noise_of(BITS))
     assert bits.unit == "log probability"
     elpd = result.to_elpd()
     found = elpd.elpd_i if hasattr(elpd, "elpd_i") else elpd.loo_i
@@ -73,7 +74,7 @@ def test_models_from_elsewhere_are_compared_by_their_own_weights(results):
 
 def test_what_cannot_be_compared_is_named(results):
     first = results["as they are"]
-    bits = of(np.zeros((20, 2)), models.Diffusion(BITS, BITS.step))
+    bits = of(np.zeros((20, 2)), noise_of(BITS))
     bare = inference.LogLikelihood.from_log_weights(first.log_weights)
     for others, options, message in (
         ({}, {}, "results must hold at least two models"),

@@ -17,6 +17,7 @@ from nedm_ppl import inference, models
 from nedm_ppl.models import networks
 from nedm_ppl.models._respace import respace
 from nedm_ppl.models.chain.schedules import FixedSchedule, erasing
+from tests.zoo import noise_of
 
 KEY = jax.random.key(0)
 BITS = models.BernoulliDiffusion((3,), erasing(4), rate=0.3)
@@ -262,7 +263,7 @@ def fit(diffusion, **options):
     ("call", "message"),
     [
         (
-            lambda: models.Diffusion(BITS, BITS.step).given(1),
+            lambda: noise_of(BITS).given(1),
             "this model has none; wrap its network in models.Conditional",
         ),
         (
@@ -284,7 +285,7 @@ def fit(diffusion, **options):
             "validation_context must be given where",
         ),
         (lambda: inference.drop_context(0, 1.5), "share must lie in [0, 1]; got 1.5"),
-        (lambda: models.guided(models.Diffusion(BITS, BITS.step), 2.0), "takes a context to be guided"),
+        (lambda: models.guided(noise_of(BITS), 2.0), "takes a context to be guided"),
         (lambda: models.guided(FLIPS.given(CLASSES), 2.0), "got a batch of contexts. Call given() after guided()"),
     ],
 )

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nedm_ppl import inference, models
+from nedm_ppl import inference
 from nedm_ppl.inference import _named_arrays as named_arrays
+from tests.zoo import white
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
@@ -34,8 +35,7 @@ def container(request, monkeypatch):
 
 @pytest.fixture(scope="module")
 def terms():
-    process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(5))
-    diffusion = models.Diffusion(process, process.step)
+    diffusion = white(2, 5)
     x0 = jnp.asarray(RNG.normal(size=(7, 2)), jnp.float32)
     return inference.bound_terms(jax.random.key(0), diffusion, x0)
 

@@ -19,10 +19,11 @@ from scipy import stats
 
 from nedm_ppl import inference, models
 from nedm_ppl.models.chain.schedules import FixedSchedule, LearnedSchedule, erasing, log_snr_linear
+from tests.zoo import noise_of
 
 GAUSSIAN = models.GaussianDiffusion((2,), FixedSchedule([0.1, 0.3, 0.2, 0.5]))
 BERNOULLI = models.BernoulliDiffusion((2,), erasing(4), rate=0.3)
-NULL = {p: models.Diffusion(p, p.step) for p in (GAUSSIAN, BERNOULLI)}
+NULL = {p: noise_of(p) for p in (GAUSSIAN, BERNOULLI)}
 both_families = pytest.mark.parametrize("process", [GAUSSIAN, BERNOULLI], ids=["gaussian", "bernoulli"])
 
 

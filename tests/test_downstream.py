@@ -8,11 +8,11 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 
-from nedm_ppl import models
 from nedm_ppl.inference.posterior._downstream import Downstream, diffusion_site, guide
+from tests.zoo import white
 
-PROCESS = models.GaussianDiffusion((3,), models.schedules.log_snr_linear(4))
-MODEL = models.Diffusion(PROCESS, PROCESS.step)
+MODEL = white(3, 4)
+PROCESS = MODEL.process
 
 
 def looks(x):

@@ -8,13 +8,13 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from conftest import assert_mean
-from jax import Array
 from numpyro.infer import MCMC, NUTS, Predictive
 from numpyro.infer.reparam import TransformReparam
 from scipy import stats
 from scipy.special import logsumexp
 
 from nedm_ppl import models
+from tests.zoo import MixtureMoments
 
 DIM, COMPONENTS = 8, 5
 WEIGHTS = np.array([0.3, 0.25, 0.2, 0.15, 0.1])
@@ -41,39 +41,16 @@ def log_density(x: np.ndarray, extra: float = 0.0) -> np.ndarray:
     return logsumexp(np.log(WEIGHTS) - 0.5 * squares, axis=1) - 0.5 * x.shape[-1] * np.log(2.0 * np.pi * (var + extra))
 
 
-class Mean(eqx.Module):
-    """E[x_0 | x_t] of the mixture whose means are scaled by `scale`; a silent variance."""
-
-    means: Array
-    alpha_bar: Array
-    var: float = eqx.field(static=True)
-
-    def __call__(self, t: Array, x: Array) -> Array:
-        a = self.alpha_bar[t]
-        residual = x - jnp.sqrt(a) * self.means
-        total = 1.0 - a + a * self.var
-        share = jax.nn.softmax(jnp.log(WEIGHTS) - 0.5 * jnp.sum(jnp.square(residual), axis=-1) / total)
-        mean = share @ (self.means + jnp.sqrt(a) * self.var / total * residual)
-        return jnp.stack([mean, jnp.zeros_like(mean)])
-
-
 def chain(dim: int = DIM, num_steps: int = 1000, first_step: str = "learned", **options) -> models.Diffusion:
     process = models.GaussianDiffusion((dim,), models.schedules.log_snr_linear(num_steps, end=np.log(1e-8)))
     means, var = mixture(dim)
-    reverse = models.DataPrediction(Mean(jnp.asarray(means), process.schedule.alpha_bar, float(var)))
+    reverse = models.DataPrediction(
+        MixtureMoments(jnp.asarray(WEIGHTS), jnp.asarray(means), process.schedule.alpha_bar, float(var))
+    )
     return models.Diffusion(process, reverse, first_step=first_step, **options)
 
 
 X = draw(DIM, 64)
-
-
-@pytest.fixture
-def double():
-    """float64 after float32: JAX keeps diffrax's constants in the precision they were first used in, and must forget it."""
-    jax.clear_caches()
-    with jax.enable_x64(True):
-        yield
-    jax.clear_caches()
 
 
 # --- exactness ----------------------------------------------------------------------------------------------------------
@@ -99,7 +76,7 @@ def test_in_float64_density_and_both_directions_agree(double):
 class Untrained(eqx.Module):
     """A network that was never asked for t = 1."""
 
-    mean: Mean
+    mean: MixtureMoments
 
     def __call__(self, t, x):
         return jnp.where(t == 1, jnp.nan, self.mean(t, x))

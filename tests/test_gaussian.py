@@ -15,6 +15,7 @@ from scipy import stats
 
 from nedm_ppl import inference, models
 from nedm_ppl.models.chain.schedules import FixedSchedule, erasing, log_snr_linear
+from tests.zoo import noise_of
 
 BETAS = st.lists(st.floats(1e-3, 0.95), min_size=2, max_size=4)
 SHAPES = st.sampled_from([(), (1,), (3,), (2, 2)])
@@ -127,7 +128,7 @@ def test_equation_14_is_off_by_the_excess_second_moment(excess):
     process = models.GaussianDiffusion((dim,), schedule)
     x0 = normals(3, 50, dim)
     x0 = x0 * jnp.sqrt((1.0 + excess) / jnp.mean(x0**2))
-    terms = inference.bound_terms(jax.random.key(0), models.Diffusion(process, process.step), x0)
+    terms = inference.bound_terms(jax.random.key(0), noise_of(process), x0)
     noise_entropy = dim / 2 * np.log(2.0 * np.pi * np.e)
     equation_14 = -terms.diffusion + process.marginal_entropy(4, x0) - process.marginal_entropy(1, x0) - noise_entropy
     expected = -0.5 * dim * excess * (schedule.alpha_bar[-1] + schedule.betas[0])

@@ -23,58 +23,17 @@ from nedm_ppl.inference.likelihood import _likelihood, k_threshold, pareto_k, tr
 from nedm_ppl.inference.likelihood._likelihood import _draw
 from nedm_ppl.inference.likelihood._weights import _accurate_sum, plan
 from nedm_ppl.models.chain.schedules import FixedSchedule, _derived, erasing, log_snr_linear
+from tests.zoo import BETAS, GAUSSIAN, LEVELS, MODELS, ONE_DATUM, datum_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     import arviz as az
 
-BETAS = (0.1, 0.3, 0.2, 0.5)
-LEVELS = (-1.0, 0.0, 1.5)
-GAUSSIAN = models.GaussianDiffusion((2,), FixedSchedule(BETAS))
-BERNOULLI = models.BernoulliDiffusion((3,), erasing(4), rate=0.3)
 # Not every mark of noise is gone at T here, so that the ratio at x_T counts.
 LEAKY = models.BernoulliDiffusion((8,), FixedSchedule((0.2, 0.3, 0.4, 0.6, 0.8)), rate=0.4)
 
 
-def waves(t, x):
-    return jnp.stack([jnp.sin(x[::-1]) + 0.1 * t, 0.3 * jnp.cos(x) - 0.2])
-
-
-def couplings(t, x):
-    return 0.8 * jnp.roll(x, 1) - 0.1 * t
-
-
-def level_waves(t, x):
-    return jnp.stack([jnp.sin(x), x[::-1], 0.1 * t + 0.0 * x], axis=-1)
-
-
-def mixture(t, x):
-    weights = dist.Categorical(probs=jnp.array([0.3, 0.7]))
-    pieces = dist.Normal(0.8 * x[..., None] + jnp.array([-0.3, 0.3]), jnp.array([0.5, 0.8]))
-    return dist.MixtureSameFamily(weights, pieces).to_event(1)
-
-
-def correlated(t, x):
-    return dist.MultivariateNormal(0.9 * x, jnp.array([[0.5, 0.2], [0.2, 0.4]]))
-
-
-MODELS = {
-    "gaussian fixed": models.Diffusion(GAUSSIAN, models.DriftVariance(waves)),
-    "gaussian learned": models.Diffusion(GAUSSIAN, models.DataPrediction(waves), first_step="learned"),
-    "gaussian quantized": models.Diffusion(
-        GAUSSIAN, models.LevelPrediction(level_waves, LEVELS), first_step="quantized"
-    ),
-    "gaussian mixture": models.Diffusion(GAUSSIAN, mixture, first_step="learned"),
-    "gaussian correlated": models.Diffusion(GAUSSIAN, correlated),
-    "bernoulli fixed": models.Diffusion(BERNOULLI, models.FlipRate(couplings)),
-    "bernoulli learned": models.Diffusion(BERNOULLI, models.BitPrediction(couplings), first_step="learned"),
-}
-ONE_DATUM = {"gaussian": np.array([[1.5, -1.0]]), "bernoulli": np.array([[1.0, 0.0, 1.0]])}
 every_model = pytest.mark.parametrize("name", MODELS)
-
-
-def data_of(name: str) -> np.ndarray:
-    return ONE_DATUM[name.split()[0]]
 
 
 def random_bits(strength: float) -> models.Diffusion:
@@ -184,7 +143,7 @@ def test_grey_levels_have_probabilities_that_sum_to_one():
 @pytest.mark.cases(2)
 @every_model
 def test_a_log_weight_is_the_difference_of_two_log_probabilities(name):
-    diffusion, x0 = MODELS[name], jnp.tile(jnp.asarray(data_of(name), float), (3, 1))
+    diffusion, x0 = MODELS[name], jnp.tile(jnp.asarray(datum_of(name), float), (3, 1))
 
     @jax.jit
     def both_ways(key):
@@ -263,7 +222,7 @@ def test_digits_over_two_thousand_steps(family, allowed, gain):
 @pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["gaussian fixed", "gaussian quantized", "bernoulli learned"])
 def test_memory_and_batches_change_rounding_alone(name):
-    diffusion, x0 = MODELS[name], np.tile(data_of(name), (5, 1))
+    diffusion, x0 = MODELS[name], np.tile(datum_of(name), (5, 1))
 
     def draw(**kwargs):
         return marginal_log_likelihood(jax.random.key(0), diffusion, x0, num_trajectories=6, **kwargs).log_weights
@@ -286,7 +245,7 @@ def test_numbers_of_data_share_a_few_compiled_programs(monkeypatch):
 
     monkeypatch.setattr(_likelihood, "draw_log_weights", counted)
     jax.clear_caches()
-    x0 = np.tile(data_of("gaussian fixed"), (40, 1))
+    x0 = np.tile(datum_of("gaussian fixed"), (40, 1))
     whole = marginal_log_likelihood(jax.random.key(0), MODELS["gaussian fixed"], x0, num_trajectories=1).log_weights
     for num in (33, 37):
         some = marginal_log_likelihood(
@@ -323,7 +282,7 @@ def test_the_compiled_program_keeps_to_the_limit_whatever_the_number_of_steps():
 @pytest.mark.cases(1)
 @pytest.mark.parametrize("name", ["gaussian learned", "bernoulli fixed"])
 def test_it_is_the_renyi_elbo_of_order_zero(name):
-    diffusion, x0 = MODELS[name], data_of(name)
+    diffusion, x0 = MODELS[name], datum_of(name)
     elbo = RenyiELBO(alpha=0, num_particles=4)
     loss = jax.vmap(lambda key: elbo.loss(key, {}, diffusion.model, diffusion.guide, jnp.asarray(x0, float)))
     theirs = -jax.jit(loss)(jax.random.split(jax.random.key(0), 6000))
@@ -502,7 +461,7 @@ def test_a_target_is_reached_for_every_datum(random_truth):
 
 def test_no_two_data_and_no_two_rounds_share_a_trajectory():
     """Data alike: every trajectory weighs differently, and those of later rounds are not the first ones again."""
-    diffusion, x0 = MODELS["gaussian fixed"], np.tile(data_of("gaussian fixed")[:1], (3, 1))
+    diffusion, x0 = MODELS["gaussian fixed"], np.tile(datum_of("gaussian fixed")[:1], (3, 1))
     with pytest.warns(inference.TargetNotReachedWarning):
         result = marginal_log_likelihood(
             jax.random.key(0), diffusion, x0, num_trajectories=2, target_se=1e-6, max_trajectories=8
@@ -623,12 +582,12 @@ def test_an_elpd_needs_finite_numbers():
 def test_bad_requests_are_named(name, x0, kwargs, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         marginal_log_likelihood(
-            jax.random.key(0), MODELS[name], data_of(name) if x0 is None else np.asarray(x0), **kwargs
+            jax.random.key(0), MODELS[name], datum_of(name) if x0 is None else np.asarray(x0), **kwargs
         )
 
 
 def test_a_chunk_holds_at_least_one_step():
-    diffusion, x0 = MODELS["gaussian fixed"], jnp.asarray(data_of("gaussian"), float)
+    diffusion, x0 = MODELS["gaussian fixed"], jnp.asarray(datum_of("gaussian"), float)
     path = diffusion.process.forward(x0).sample(jax.random.key(0))
     with pytest.raises(ValueError, match=re.escape("chunk_size must be an integer of at least 1; got 0.")):
         trajectory_log_weight(diffusion, x0, path, chunk_size=0)

@@ -15,12 +15,13 @@ from numpyro.infer.gibbs import Gibbs
 from numpyro.primitives import Messenger
 from scipy import stats
 
-from nedm_ppl import inference, models
+from nedm_ppl import inference
 from nedm_ppl.inference import BernoulliObservation, Known, LinearObservation, NormalObservation
+from tests.zoo import white
 
 KEY = jax.random.key(0)
-PROCESS = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(4))
-WHITE = models.Diffusion(PROCESS, PROCESS.step)  # N(0, I), exactly
+WHITE = white(2, 4)
+PROCESS = WHITE.process
 Y, SEEN = np.array([0.9, np.nan]), np.array([True, False])
 HIDDEN = np.ma.array([0.9, 7.0], mask=~SEEN)
 MATRIX = np.array([[1.0, 1.0], [3.0, -1.0], [0.5, 2.0]])

@@ -1,32 +1,19 @@
 """The particle filter against the exact posterior of a Gaussian mixture prior, knowing the score of the noised mixture alone."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import Array
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from nedm_ppl import inference, models
+from tests.zoo import MixtureMoments
 
 MEANS = np.array([[-2.0, 0.0, 1.0, 2.0], [2.0, 1.0, -1.0, 0.0], [0.0, -2.0, 2.0, -1.0]])
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 MATRIX = np.array([[0.6, -0.3, 0.5, 0.2], [0.1, 0.7, -0.2, 0.4]])
 SCALE, Y = 0.6, np.array([0.4, -0.5])
-
-
-class Moments(eqx.Module):
-    alpha_bar: Array
-
-    def __call__(self, t: Array, x: Array) -> Array:
-        a = self.alpha_bar[t]
-        logits = jnp.log(WEIGHTS) - 0.5 * jnp.sum(jnp.square(x - jnp.sqrt(a) * MEANS), axis=-1)
-        share = jax.nn.softmax(logits)
-        mean = share @ MEANS
-        spread = share @ jnp.square(MEANS - mean)
-        return jnp.stack([jnp.sqrt(a) * x + (1.0 - a) * mean, jnp.log1p((1.0 - a) * spread)])
 
 
 def exact(y: np.ndarray) -> tuple[float, np.ndarray]:
@@ -40,7 +27,9 @@ def exact(y: np.ndarray) -> tuple[float, np.ndarray]:
 @pytest.fixture(scope="module")
 def posterior() -> inference.ParticlePosterior:
     process = models.GaussianDiffusion((4,), models.schedules.log_snr_linear(200, end=-8.0))
-    reverse = models.DataPrediction(Moments(process.schedule.alpha_bar))
+    reverse = models.DataPrediction(
+        MixtureMoments(jnp.asarray(WEIGHTS), jnp.asarray(MEANS), process.schedule.alpha_bar)
+    )
     diffusion = models.Diffusion(process, reverse, first_step="learned")
     r = inference.LinearObservation(Y, MATRIX, scale=SCALE)
     result = inference.ParticlePosterior(diffusion, r, num_particles=250, num_repeats=16, covariance="jacobian")

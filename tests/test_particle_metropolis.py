@@ -14,28 +14,14 @@ from scipy import stats
 from nedm_ppl import models
 from nedm_ppl.inference import ParticleMetropolis, ParticlePosterior
 from tests.conftest import STANDARD_ERRORS
-from tests.exact import DiagonalLinear, linear_data_law, linear_reverse
+from tests.zoo import diagonal, gaussian
 
 DIM, STEPS = 2, 5
-SCHEDULE = models.schedules.log_snr_linear(STEPS, start=3.0, end=-6.0)
-PROCESS = models.GaussianDiffusion((DIM,), SCHEDULE)
+PROCESS = models.GaussianDiffusion((DIM,), models.schedules.log_snr_linear(STEPS, start=3.0, end=-6.0))
 
 
-def gaussian(seed: int):
-    """A linear-Gaussian chain's arrays, and the exact mean and covariance of its data law."""
-    rng = np.random.default_rng(seed)
-    root = rng.normal(size=(DIM, DIM))
-    weight, bias, covs = linear_reverse(rng.normal(size=DIM), root @ root.T / DIM + 0.3 * np.eye(DIM), SCHEDULE.rates)
-    arrays = weight, bias, np.stack([np.diag(np.diag(c)) for c in covs])
-    return arrays, linear_data_law(*arrays)
-
-
-def diffusion_of(weight, bias, cov):
-    return models.Diffusion(PROCESS, DiagonalLinear(weight, bias, cov), first_step="learned")
-
-
-ARRAYS, (MEAN, COV) = gaussian(0)
-MODEL = diffusion_of(*ARRAYS)
+ARRAYS, (MEAN, COV) = gaussian(0, PROCESS, size=1.0)
+MODEL = diagonal(PROCESS, *ARRAYS)
 Y = jnp.array([0.5, 1.0])
 
 
@@ -43,7 +29,7 @@ def program(y):
     """The prior's mean is theta times a vector: the model itself depends on a latent, and so does the noise."""
     theta = numpyro.sample("theta", dist.Normal(0.5, 1.0))
     scale = numpyro.sample("scale", dist.LogNormal(-0.5, 0.5))
-    x = numpyro.sample("x", diffusion_of(ARRAYS[0], theta * ARRAYS[1], ARRAYS[2]).prior())
+    x = numpyro.sample("x", diagonal(PROCESS, ARRAYS[0], theta * ARRAYS[1], ARRAYS[2]).prior())
     numpyro.deterministic("twice", 2.0 * scale)
     numpyro.sample("y", dist.Normal(x, scale).to_event(1), obs=y)
 
@@ -148,7 +134,7 @@ def test_a_plate_has_a_filter_per_row():
 
 def test_evidence_of_a_parameter_on_a_grid_and_of_two_priors():
     """log Z for every value of a parameter by `run_batch`, and the posterior odds of two diffusions."""
-    other_arrays, (other_mean, other_cov) = gaussian(1)
+    other_arrays, (other_mean, other_cov) = gaussian(1, PROCESS, size=1.0)
     scales = jnp.array([0.2, 0.5, 1.0, 2.0])
 
     def composed(diffusion):
@@ -159,7 +145,7 @@ def test_evidence_of_a_parameter_on_a_grid_and_of_two_priors():
         return given_scale
 
     evidences = []
-    for diffusion, (mean, cov) in ((MODEL, (MEAN, COV)), (diffusion_of(*other_arrays), (other_mean, other_cov))):
+    for diffusion, (mean, cov) in ((MODEL, (MEAN, COV)), (diagonal(PROCESS, *other_arrays), (other_mean, other_cov))):
         posterior = ParticlePosterior(composed(diffusion), num_particles=256, num_repeats=8)
         posterior.run_batch(jax.random.key(0), scales, jnp.tile(Y, (len(scales), 1)))
         exact = [
@@ -176,7 +162,7 @@ def test_evidence_of_a_parameter_on_a_grid_and_of_two_priors():
 
 def test_a_diffusion_that_changes_along_a_batch_is_refused():
     def tilted(theta, y):
-        x = numpyro.sample("x", diffusion_of(ARRAYS[0], theta * ARRAYS[1], ARRAYS[2]).prior())
+        x = numpyro.sample("x", diagonal(PROCESS, ARRAYS[0], theta * ARRAYS[1], ARRAYS[2]).prior())
         numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=y)
 
     with pytest.raises(ValueError, match="it depends on run_batch's arguments"):

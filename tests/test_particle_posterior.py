@@ -18,57 +18,23 @@ from nedm_ppl.inference.posterior import particle_filter
 from nedm_ppl.inference.posterior._downstream import Downstream, diffusion_site, guide
 from nedm_ppl.inference.posterior._posterior import Lookahead
 from tests.conftest import assert_mean, standard_error
-from tests.exact import bits_log_prob, linear_data_law, linear_reverse, states
+from tests.exact import bits_log_prob, linear_data_law, states
+from tests.zoo import LINEAR_PROCESS, diagonal, observed
 
-DIM, STEPS = 3, 8
-SCHEDULE = models.schedules.log_snr_linear(STEPS, start=3.0, end=-6.0)
-PROCESS = models.GaussianDiffusion((DIM,), SCHEDULE)
-
-
-class Linear(eqx.Module):
-    """p(x_{t-1} | x_t) = N(A_t x_t + b_t, diag v_t)."""
-
-    weight: jax.Array
-    bias: jax.Array
-    var: jax.Array
-
-    def __call__(self, t, x):
-        loc = jnp.einsum("ij,...j->...i", self.weight[t - 1], x) + self.bias[t - 1]
-        return dist.Normal(loc, jnp.sqrt(self.var[t - 1])).to_event(1)
-
-
-def instance(seed: int):
-    """A linear-Gaussian prior and observation: arrays of the model and of r, and the exact mean, covariance and log Z."""
-    rng = np.random.default_rng(seed)
-    root = rng.normal(size=(DIM, DIM))
-    cov, mean = root @ root.T / DIM + 0.3 * np.eye(DIM), 0.5 * rng.normal(size=DIM)
-    weight, bias, covs = linear_reverse(mean, cov, SCHEDULE.rates)
-    var = np.diagonal(covs, axis1=1, axis2=2)
-    mean, cov = linear_data_law(weight, bias, [np.diag(v) for v in var])  # the model's own, whose kernels are diagonal
-    matrix, noise = rng.normal(size=(2, DIM)), np.diag(rng.uniform(0.2, 1.0, size=2))
-    y = matrix @ rng.multivariate_normal(mean, cov) + rng.multivariate_normal(np.zeros(2), noise)
-    spread = matrix @ cov @ matrix.T + noise
-    gain, residual = cov @ matrix.T @ np.linalg.inv(spread), y - matrix @ mean
-    log_z = -0.5 * (residual @ np.linalg.solve(spread, residual) + np.linalg.slogdet(2.0 * np.pi * spread)[1])
-    exact = mean + gain @ residual, cov - gain @ matrix @ cov, log_z
-    return (weight, bias, var), (y, matrix, noise), exact
-
-
-def linear_diffusion(arrays) -> models.Diffusion:
-    return models.Diffusion(PROCESS, Linear(*(jnp.asarray(a, float) for a in arrays)), first_step="learned")
+PROCESS, STEPS, DIM = LINEAR_PROCESS, 8, 3
 
 
 @pytest.fixture(scope="module")
 def instances():
     """20 random instances, 64 runs of 32 particles each, by both covariances; and the paper's method."""
-    cases = [instance(seed) for seed in range(20)]
+    cases = [observed(seed) for seed in range(20)]
     arrays, observations = (
         [jnp.asarray(np.stack([case[part][i] for case in cases]), float) for i in range(3)] for part in (0, 1)
     )
 
     def posterior(key, model, observation):
         y, matrix, noise = observation
-        diffusion = models.Diffusion(PROCESS, Linear(*model), first_step="learned")
+        diffusion = diagonal(PROCESS, *model)
         r = inference.LinearObservation(y, matrix, covariance=noise)
         targets = [multiply(diffusion, r, along="lookahead", covariance=how) for how in ("diagonal", "jacobian")]
         runs = [jax.vmap(lambda k, t=t: particle_filter(k, t, 32))(jax.random.split(key, 64)) for t in targets]
@@ -112,7 +78,7 @@ def test_a_weight_without_one_of_its_factors_fails_the_same_test(instances):
     with pytest.raises(AssertionError):
         for i, (arrays, (y, matrix, noise), (_, _, log_z)) in enumerate(cases):
             r = inference.Product((inference.LinearObservation(y, matrix, covariance=noise),))
-            target = Forgetful(linear_diffusion(arrays), r, r)
+            target = Forgetful(diagonal(PROCESS, *arrays), r, r)
             keys = jax.random.split(jax.random.key(i), 64)
             spoiled = _evidences(keys, target)
             assert log_evidence[i].shape == spoiled.shape
@@ -221,8 +187,7 @@ def test_known_bits(enumerated, along, repeats):
 
 
 def test_a_known_coordinate_of_a_linear_gaussian_by_forward():
-    weight, bias, var = CASE[0]
-    mean, cov = linear_data_law(weight, bias, [np.diag(v) for v in var])
+    mean, cov = linear_data_law(*CASE[0])
     posterior = ParticlePosterior(MODEL, ONE_KNOWN, num_particles=16, num_repeats=400, along="forward")
     posterior.run(jax.random.key(3))
     log_z = dist.Normal(mean[0], np.sqrt(cov[0, 0])).log_prob(0.7)
@@ -241,8 +206,8 @@ def test_particles_of_one_filter_share_what_is_known():
 
 # --- identities ---------------------------------------------------------------------------------------------------------
 
-CASE = instance(0)
-MODEL = linear_diffusion(CASE[0])
+CASE = observed(0)
+MODEL = diagonal(PROCESS, *CASE[0])
 Y, MATRIX, NOISE = (jnp.asarray(part, float) for part in CASE[1])
 OBSERVED = inference.LinearObservation(Y, MATRIX, covariance=NOISE)
 ONE_KNOWN = inference.Known(jnp.full(DIM, jnp.nan).at[0].set(0.7))
@@ -313,9 +278,7 @@ def test_a_program_is_its_multiplier():
 
 def test_a_hierarchy_of_gaussian_rows_has_its_closed_form():
     """Case 5 of a conjugate composition: a learned prior under a plate of repeated measurements with an offset."""
-    arrays, _, _ = CASE
-    weight, bias, var = (np.asarray(part) for part in arrays)
-    mean, cov = linear_data_law(weight, bias, [np.diag(v) for v in var])
+    mean, cov = linear_data_law(*CASE[0])
     ys = np.array([[0.3, -1.0, 0.5], [0.7, -0.4, 0.1]])
 
     def rows(ys):

@@ -9,9 +9,10 @@ from scipy import stats
 
 from nedm_ppl import inference, models
 from nedm_ppl.inference.posterior import multinomial, particle_filter, systematic
+from tests.zoo import noise_of, white
 
-PROCESS = models.GaussianDiffusion((1,), models.schedules.log_snr_linear(5))
-MODEL = models.Diffusion(PROCESS, PROCESS.step)
+MODEL = white(1, 5)
+PROCESS = MODEL.process
 SHARP = inference.multiply(MODEL, inference.NormalObservation(jnp.array([2.0]), 0.1), along="power")
 
 
@@ -78,7 +79,7 @@ def test_one_step_is_weighed_by_the_law_of_its_draws_and_by_r(name):
 def test_a_start_that_is_multiplied_already_is_weighed_as_such():
     process = models.GaussianDiffusion((1,), models.schedules.FixedSchedule([0.9]))
     r = inference.NormalObservation(jnp.array([1.0]), 1.5)
-    target = inference.multiply(models.Diffusion(process, process.step), r, along="constant")
+    target = inference.multiply(noise_of(process), r, along="constant")
     found = particle_filter(jax.random.key(0), target, 20_000, threshold=0.0)
     error = np.sqrt(1.0 / float(found.ess[0]) - 1.0 / 20_000)
     assert 0.0 < error < 0.02

@@ -20,6 +20,7 @@ from scipy import stats
 from nedm_ppl import models
 from nedm_ppl.models._path import path_end
 from nedm_ppl.models.chain.schedules import FixedSchedule, erasing, log_snr_linear
+from tests.zoo import noise_of
 
 KEY = jax.random.key(0)
 MEAN, SLOPE, COV = np.array([0.3, -0.2]), np.array([[0.8], [-0.4]]), np.array([[0.5, 0.2], [0.2, 0.7]])
@@ -128,15 +129,6 @@ def waves(t, x, wind):
     return jnp.stack([jnp.sin(x[::-1] + wind), 0.3 * jnp.cos(x) - 0.2 * wind[::-1]])
 
 
-@pytest.fixture
-def double():
-    """float64 after float32: JAX keeps diffrax's constants in the precision they were first used in, and must forget it."""
-    jax.clear_caches()
-    with jax.enable_x64(True):
-        yield
-    jax.clear_caches()
-
-
 def route(name, diffusion):
     if name == "flow":
         return numpyro.sample("x", diffusion.flow(rtol=1e-10, atol=1e-10))
@@ -231,7 +223,7 @@ def gray(t, x):
     ("diffusion", "messages"),
     [
         (
-            models.Diffusion(BITS, BITS.step),
+            noise_of(BITS),
             ["must be of a Gaussian chain for sample_path; got a BernoulliDiffusion"] * 2,
         ),
         (

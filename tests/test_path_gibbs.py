@@ -20,34 +20,16 @@ from numpyro.infer.gibbs import with_conditioning
 from nedm_ppl import inference, models
 from nedm_ppl.inference import PathGibbs
 from tests.conftest import STANDARD_ERRORS, assert_mean
-from tests.exact import Linear, bits_log_prob, linear_data_law, linear_reverse, states
+from tests.exact import bits_log_prob, states
+from tests.zoo import diagonal, gaussian
 
 DIM, STEPS, NUM_SAMPLES = 2, 5, 1200
-SCHEDULE = models.schedules.log_snr_linear(STEPS, start=3.0, end=-6.0)
-PROCESS = models.GaussianDiffusion((DIM,), SCHEDULE)
+PROCESS = models.GaussianDiffusion((DIM,), models.schedules.log_snr_linear(STEPS, start=3.0, end=-6.0))
 
 
-def gaussian(seed: int):
-    """A linear-Gaussian diffusion, and the exact mean and covariance of its data law."""
-    rng = np.random.default_rng(seed)
-    root = rng.normal(size=(DIM, DIM))
-    arrays = linear_reverse(0.5 * rng.normal(size=DIM), root @ root.T / DIM + 0.3 * np.eye(DIM), SCHEDULE.rates)
-    covs = np.stack([np.diag(np.diag(c)) for c in arrays[2]])  # kernels of independent coordinates
-    arrays = arrays[0], arrays[1], covs
-    kernel = Independent(*(jnp.asarray(a, float) for a in arrays))
-    return models.Diffusion(PROCESS, kernel, first_step="learned"), linear_data_law(*arrays)
-
-
-class Independent(Linear):
-    """p(x_{t-1} | x_t) = N(A_t x_t + b_t, diag C_t)."""
-
-    def __call__(self, t, x):
-        loc = jnp.einsum("ij,...j->...i", self.weight[t - 1], x) + self.bias[t - 1]
-        return dist.Normal(loc, jnp.sqrt(jnp.diagonal(self.cov[t - 1]))).to_event(1)
-
-
-FIRST, FIRST_LAW = gaussian(0)
-SECOND, SECOND_LAW = gaussian(1)
+(FIRST, FIRST_LAW), (SECOND, SECOND_LAW) = (
+    (diagonal(PROCESS, *arrays), law) for arrays, law in (gaussian(seed, PROCESS) for seed in (0, 1))
+)
 
 
 def run(kernel, *args, num_samples=100, num_warmup=50, num_chains=1, key=0, chain_method="sequential", **options):
@@ -381,15 +363,14 @@ def test_moved_says_which_times_the_last_sweep_changed(rows):
 
 def upstream(y):
     weight = numpyro.sample("weight", dist.Normal(1.0, 0.1))
-    kernel = Independent(FIRST.reverse.weight * weight, FIRST.reverse.bias, FIRST.reverse.cov)
-    numpyro.sample("x", models.Diffusion(PROCESS, kernel, first_step="learned").prior())
+    first = FIRST.reverse
+    numpyro.sample("x", diagonal(PROCESS, first.weight * weight, first.bias, first.cov).prior())
 
 
 def which(y):
     k = numpyro.sample("k", dist.Bernoulli(0.5))
     bias = jnp.stack([FIRST.reverse.bias, SECOND.reverse.bias])[k]
-    kernel = Independent(FIRST.reverse.weight, bias, FIRST.reverse.cov)
-    numpyro.sample("x", models.Diffusion(PROCESS, kernel, first_step="learned").prior())
+    numpyro.sample("x", diagonal(PROCESS, FIRST.reverse.weight, bias, FIRST.reverse.cov).prior())
 
 
 def subsampled(y):
@@ -404,8 +385,8 @@ def impossible(y):
 
 def chained(y):
     x = numpyro.sample("x", FIRST.prior())
-    kernel = Independent(FIRST.reverse.weight, FIRST.reverse.bias + x, FIRST.reverse.cov)
-    numpyro.sample("b", models.Diffusion(PROCESS, kernel, first_step="learned").prior(), obs=y)
+    first = FIRST.reverse
+    numpyro.sample("b", diagonal(PROCESS, first.weight, first.bias + x, first.cov).prior(), obs=y)
 
 
 def enumerated(y):

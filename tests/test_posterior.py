@@ -8,6 +8,7 @@ import pytest
 from nedm_ppl import inference, models
 from nedm_ppl.inference import multiply
 from nedm_ppl.inference.posterior._proposals import log_density
+from tests.zoo import noise_of
 
 NORMAL = inference.NormalObservation(jnp.array([0.9, jnp.nan, -0.4]), jnp.array([0.5, 1.0, 0.2]))
 LINEAR = inference.LinearObservation(
@@ -24,7 +25,7 @@ def noise(family: str) -> models.Diffusion:
         process = models.BernoulliDiffusion((3,), models.schedules.erasing(5, last_rate=0.5), rate=0.3)
     else:
         process = models.GaussianDiffusion((3,), models.schedules.log_snr_linear(5, start=3.0, end=-1.0))
-    return models.Diffusion(process, process.step)
+    return noise_of(process)
 
 
 def states(family: str, seed: int) -> jax.Array:

@@ -17,11 +17,12 @@ from numpyro.infer.inspect import get_model_relations
 from numpyro.infer.util import log_density
 
 from nedm_ppl import inference, models
+from tests.zoo import noise_of, white
 
-PROCESS = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(4, start=3.0, end=-6.0))
-GAUSSIAN = models.Diffusion(PROCESS, PROCESS.step)
+GAUSSIAN = white(2, 4, start=3.0, end=-6.0)
+PROCESS = GAUSSIAN.process
 BITS = models.BernoulliDiffusion((3,), models.schedules.erasing(4), rate=0.3)
-BERNOULLI = models.Diffusion(BITS, BITS.step)
+BERNOULLI = noise_of(BITS)
 
 
 def both(y=None):
@@ -170,7 +171,7 @@ def test_draws_of_the_prior_are_the_models():
     assert prior.expand((4,)).sample(jax.random.key(0)).shape == (4, 2)
     assert not prior.has_enumerate_support and not prior.is_discrete
     bits = models.BernoulliDiffusion((2,), models.schedules.erasing(3))
-    discrete = models.Diffusion(bits, bits.step).prior()
+    discrete = noise_of(bits).prior()
     assert discrete.is_discrete and not discrete.has_enumerate_support
 
 

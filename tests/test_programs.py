@@ -27,14 +27,10 @@ from nedm_ppl.inference import (
     ParticlePosterior,
     PathGibbs,
 )
+from tests.zoo import noise_of, white
 
 gibbs = pytest.importorskip("numpyro.infer.gibbs")
 STANDARD_ERRORS = 4.5
-
-
-def white(dim: int, num_steps: int) -> models.Diffusion:
-    process = models.GaussianDiffusion((dim,), models.schedules.log_snr_linear(num_steps))
-    return models.Diffusion(process, process.step)
 
 
 def quadrature(log_r, dim: int, size: int | None = None) -> tuple[float, np.ndarray]:
@@ -290,7 +286,7 @@ LINEAR = """
 
     for dim, rows in [(16, 12), (16, 1000)]:
         process = models.GaussianDiffusion((dim,), models.schedules.log_snr_linear(4))
-        diffusion = models.Diffusion(process, process.step)
+        diffusion = noise_of(process)
         rng = np.random.default_rng(rows)
         matrix, y = rng.normal(size=(rows, dim)) / np.sqrt(rows), rng.normal(size=rows)
         truth = closed(matrix, y, 0.5)
@@ -299,7 +295,7 @@ LINEAR = """
         check(ParticlePosterior(diffusion, r, covariance="jacobian", **options), truth, jax.random.key(0))
 
     def program():
-        x = numpyro.sample("x", models.Diffusion(plane, plane.step).prior())
+        x = numpyro.sample("x", noise_of(plane).prior())
         with numpyro.plate("looks", 30):
             numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=looks)
 
@@ -430,7 +426,7 @@ def test_what_would_be_wrong_in_silence_is_refused(program, message, route):
 
 def test_the_jacobian_where_no_signal_is_left():
     process = models.GaussianDiffusion((2,), models.schedules.erasing(10))
-    diffusion = models.Diffusion(process, process.step)
+    diffusion = noise_of(process)
     r = LinearObservation([1.5], [[1.0, 1.0]], scale=0.5)
     posterior = ParticlePosterior(diffusion, r, covariance="jacobian", num_particles=500, num_repeats=16)
     posterior.run(jax.random.key(0))

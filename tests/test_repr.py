@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nedm_ppl import inference, models
+from tests.zoo import noise_of
 
 T = 2000
 PROCESS = models.GaussianDiffusion((4,), models.schedules.log_snr_linear(T))
@@ -16,7 +17,7 @@ LIKELIHOOD = inference.LogLikelihood.from_log_weights(WEIGHTS)
 TERMS = inference.BoundTerms(*jnp.zeros((3, 300)), jnp.ones((5, 300), int), jnp.zeros((5, 300)))
 PRINTED = {
     "diffusion": (MODEL, "VelocityPrediction of ResidualMLP"),
-    "of a kernel": (models.Diffusion(PROCESS, PROCESS.step), "T = 2000"),
+    "of a kernel": (noise_of(PROCESS), "T = 2000"),
     "prior": (MODEL.prior(), "event shape (4,)"),
     "chain": (MODEL.reverse_chain(), "times 1..2000"),
     "likelihood": (LIKELIHOOD, "300 data"),

@@ -11,6 +11,7 @@ from nedm_ppl.models import networks, schedules
 from nedm_ppl.models._respace import SPACINGS, respace
 from tests.exact import log_weights
 from tests.test_checkpoint import assert_same, noisy
+from tests.zoo import noise_of
 
 T, DIM, RATE = 12, 3, 0.3
 LEVELS = (-1.0, 0.0, 2.0)
@@ -133,7 +134,7 @@ def test_noise_that_erases_everything_still_does():
             lambda: respace(models.Diffusion(BITS, models.FlipRate(residual((DIM,)))), 3),
             "reverse must predict x_0 to be respaced; a FlipRate knows",
         ),
-        (lambda: respace(models.Diffusion(BITS, BITS.step), 3), "reverse must predict x_0 to be respaced; a "),
+        (lambda: respace(noise_of(BITS), 3), "reverse must predict x_0 to be respaced; a "),
     ],
 )
 def test_bad_input_gets_one_sentence(make, message):

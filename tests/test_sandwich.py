@@ -12,6 +12,7 @@ from scipy.special import xlogy
 
 from nedm_ppl import inference, models
 from nedm_ppl.models.chain.schedules import FixedSchedule, log_snr_linear
+from tests.zoo import noise_of
 
 PROCESS = models.BernoulliDiffusion((4,), FixedSchedule((0.1, 0.3, 0.4, 0.6)), rate=0.3)
 BITS = models.Diffusion(
@@ -75,7 +76,7 @@ def test_both_sides_close_on_the_truth(log_prob):
 @pytest.mark.parametrize("family", ["bits", "reals"])
 def test_there_is_no_gap_where_every_trajectory_weighs_the_same(family):
     process = PROCESS if family == "bits" else models.GaussianDiffusion((2, 2), log_snr_linear(50))
-    result = inference.sandwich(jax.random.key(2), models.Diffusion(process, process.step), 30, num_trajectories=3)
+    result = inference.sandwich(jax.random.key(2), noise_of(process), 30, num_trajectories=3)
     truth = process.null_log_prob(jnp.asarray(result.x0, float))
     np.testing.assert_allclose(result.lower, truth, atol=5e-5)
     np.testing.assert_allclose(result.upper, truth, atol=5e-5)
@@ -100,9 +101,7 @@ def test_batches_hold_all_data():
 
 def test_no_two_batches_hold_the_same_data():
     process = models.GaussianDiffusion((2,), log_snr_linear(3))
-    result = inference.sandwich(
-        jax.random.key(4), models.Diffusion(process, process.step), 12, num_trajectories=1, batch_size=4
-    )
+    result = inference.sandwich(jax.random.key(4), noise_of(process), 12, num_trajectories=1, batch_size=4)
     assert len(np.unique(result.x0, axis=0)) == 12
 
 

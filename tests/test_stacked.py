@@ -18,6 +18,7 @@ from nedm_ppl.inference import PathGibbs
 from nedm_ppl.inference.composition._composition import target_of
 from nedm_ppl.models._stacked import stacked
 from nedm_ppl.models.chain.schedules import FixedSchedule, LearnedSchedule, log_snr_linear
+from tests.zoo import noise_of
 
 SCHEDULE = FixedSchedule([0.1, 0.3, 0.2, 0.5])
 GAUSSIAN = models.GaussianDiffusion((2,), SCHEDULE)
@@ -81,7 +82,7 @@ DIFFUSIONS = {
     "bits, no evidence": bits(evidence=False),
     "bits, base": bits(base=MIXTURE),
     "bits, base, no evidence": bits(base=MIXTURE, evidence=False),
-    "callable": models.Diffusion(GAUSSIAN, GAUSSIAN.step),
+    "callable": noise_of(GAUSSIAN),
     "correlated": models.Diffusion(GAUSSIAN, correlated, first_step="learned"),
     "blind": models.Diffusion(GAUSSIAN, blind, first_step="learned"),
 }
@@ -241,7 +242,7 @@ def taken(program):
 
 @pytest.mark.parametrize(("step", "members"), [(0, 3), (1, None), (-1, None)])
 def test_rows_are_apart_only_where_no_row_sees_one_before_or_after_it(step, members):
-    one = models.Diffusion(PROCESS, PROCESS.step)
+    one = noise_of(PROCESS)
 
     def program():
         with numpyro.plate("rows", 3):

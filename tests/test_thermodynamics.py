@@ -11,6 +11,7 @@ from conftest import assert_mean
 from exact import bits_bound, bits_log_prob, states
 
 from nedm_ppl import inference, models
+from tests.zoo import white
 
 
 def bits(num_steps: int = 3) -> models.Diffusion:
@@ -23,8 +24,7 @@ def bits(num_steps: int = 3) -> models.Diffusion:
 
 def noise_model(num_steps: int = 6) -> models.Diffusion:
     """The forward kernel in reverse: it knows nothing of the data, and its model is the noise."""
-    process = models.GaussianDiffusion((3,), models.schedules.log_snr_linear(num_steps))
-    return models.Diffusion(process, process.step)
+    return white(3, num_steps)
 
 
 @pytest.fixture(scope="module")

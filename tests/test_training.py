@@ -18,6 +18,7 @@ import pytest
 from nedm_ppl import inference, models
 from nedm_ppl.inference.training._fit import _minibatches
 from nedm_ppl.inference.training._resume import TrainingRecord
+from tests.zoo import noise_of
 
 KEY = jax.random.key(0)
 
@@ -303,7 +304,7 @@ def test_bad_arguments_are_refused(options, message):
 def test_a_kernel_without_parameters_has_nothing_to_train():
     process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(5))
     with pytest.raises(ValueError, match="diffusion must have parameters to train"):
-        fit(correlated(50), models.Diffusion(process, process.step))
+        fit(correlated(50), noise_of(process))
 
 
 def test_checkpoints_in_use_damaged_or_foreign_are_refused(tmp_path):
