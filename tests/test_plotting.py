@@ -6,6 +6,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from nedm_ppl import plotting
+from nedm_ppl.plotting._images import UNSEEN
 
 pytestmark = pytest.mark.central
 
@@ -150,7 +151,7 @@ def test_restoration_figure(new_axes, event):
     shown = (x0, y, draws[:, 0], draws[:, 1], mean, sd, paper)
     for ax, values in zip(axes, shown, strict=True):
         np.testing.assert_array_equal(image(ax), values.reshape(-1, event[-1]))
-    assert to_hex(axes[1].get_facecolor()).upper() == plotting.UNSEEN
+    assert to_hex(axes[1].get_facecolor()).upper() == UNSEEN
     limits = [ax.images[0].get_clim() for ax in axes]
     assert {limits[i] for i in (0, 1, 2, 3, 4, 6)} == {(x0.min(), x0.max())} and limits[5] == (0.0, sd.max())
 
