@@ -68,7 +68,6 @@ LONG_FUNCTIONS = {  # of more than 40 lines of code, and why each stays whole
     "loss_curve": "one figure",
 }
 LONG_FILES = {  # of more than 300 lines, and why one idea fills them
-    "cli.py": "a function for every command",
     "laws/_low_rank.py": "one law, and what is closed between Gaussians",
     "models/reverse/_discrete.py": "bits and gray levels, a class each with the law it predicts",
     "models/reverse/_reverse.py": "the parameterizations of real data, a class each",

@@ -1,0 +1,3 @@
+"""The command line: `nedm list`, `run`, `sample`, `loglik`, `inpaint`, `denoise` and `show`."""
+
+from nedm_ppl.cli._main import main as main

@@ -1,0 +1,96 @@
+"""Options that several commands have, and what their values must be."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from nedm_ppl.files import printable, shortened
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "DATA",
+    "MODEL",
+    "MOST",
+    "NUM",
+    "NUM_STEPS",
+    "OUT",
+    "PARTICLES",
+    "REPEATS",
+    "check_new",
+    "check_sizes",
+    "holdout_of",
+    "model_folder",
+    "read_array",
+]
+
+MOST = 1e15  # of data and scales, whose squares float32 must hold
+OUT = typer.Option("--out", help="Output folder; by default results/<experiment>, or results/<experiment>-<density>.")
+MODEL = typer.Argument(help="A model folder, or the output folder of an experiment.")
+DATA = typer.Option("--data", help="Data x_0, .npy, scaled as in training; by default the experiment's holdout.")
+NUM = typer.Option("--num", help="Only the first NUM data.")
+PARTICLES = typer.Option("--particles", help="Particles of a filter.")
+REPEATS = typer.Option("--repeats", help="Filters per datum, pooled.")
+NUM_STEPS = typer.Option("--num-steps", help="Respace the chain to so many steps; by default all.")
+
+
+def check_new(out: Path, suffix: str) -> None:
+    """Raise a ValueError where no new file of this kind can have that name, before hours are spent on what is to be in it."""
+    if out.suffix != suffix:
+        raise ValueError(f"--out must end in {suffix}; got {out}.")
+    if os.path.lexists(out):  # a link to nothing too
+        raise ValueError(f"--out {out} exists; name another file.")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out must lie in a folder that is there; got {out}.")
+
+
+def check_sizes(**options: int | None) -> None:
+    """Raise a ValueError where an integer is too large for JAX, which counts with 32 bits and takes seeds of 64."""
+    for name, value in options.items():
+        most = 2**63 - 1 if name == "seed" else 2**31 - 1
+        if value is not None and abs(value) > most:
+            raise ValueError(f"--{name.replace('_', '-')} must be at most {most} in size; got {shortened(value)}.")
+
+
+def model_folder(path: Path) -> Path:
+    """A model's folder, named itself or by the output folder that it is in."""
+    return path / "model" if (path / "model").is_dir() else path
+
+
+def holdout_of(folder: Path, name: str = "DATA") -> "tuple[np.ndarray, np.ndarray | None]":
+    """Holdout data of the experiment whose metrics lie beside the model, and their contexts."""
+    from nedm_ppl.experiments import choose
+
+    metrics = folder.parent / "metrics.json"
+    try:
+        content = json.loads(metrics.read_text())
+        split = choose(content["experiment"], content.get("density")).data(content["seed"])
+        return split.holdout, split.holdout_context
+    except FileNotFoundError:
+        raise ValueError(f"{name} must be given: there is no {metrics} that says whose holdout to take.") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{name} must be given: {metrics} names no experiment of `nedm list`.") from None
+
+
+def read_array(file: Path, name: str = "DATA") -> "np.ndarray":
+    """An array of numbers from a .npy file; a ValueError names the option where there is none."""
+    import numpy as np
+
+    try:
+        # Mapped first, which compares what the header claims with what the file holds, and allocates nothing.
+        values = np.array(np.load(file, mmap_mode="r", allow_pickle=False))
+    except FileNotFoundError:
+        raise ValueError(f"{name} must be a .npy file; there is nothing at {printable(file)}.") from None
+    except MemoryError:
+        raise
+    except Exception:  # NumPy parses a header as Python, and raises what that raises
+        values = None
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or values.ndim == 0:
+        raise ValueError(f"{name} must be a .npy file that holds an array of numbers; {printable(file)} does not.")
+    if (largest := float(np.max(np.abs(values.astype(float)), initial=0.0))) > MOST:
+        raise ValueError(f"{name} must hold numbers of at most {MOST:g} in size; {printable(file)} holds {largest:g}.")
+    return values

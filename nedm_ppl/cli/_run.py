@@ -1,0 +1,73 @@
+"""`nedm list` and `nedm run`: the experiments."""
+
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from nedm_ppl import interrupts
+from nedm_ppl.cli._app import app, console
+from nedm_ppl.cli._arguments import OUT, check_sizes
+from nedm_ppl.cli._tables import metrics_table
+from nedm_ppl.files import printable
+
+__all__ = ["list_experiments", "run"]
+
+
+@app.command("list")
+def list_experiments() -> None:
+    """List the experiments."""
+    from nedm_ppl.experiments import EXPERIMENTS
+
+    table = Table("experiment", "T", "first step", "what it is", title="nedm run EXPERIMENT")
+    for experiment in EXPERIMENTS.values():
+        others = [f"({name})" for name in experiment.first_steps if name != experiment.first_step]
+        first_steps = " ".join([experiment.first_step, *others])
+        table.add_row(experiment.name, str(experiment.num_steps), first_steps, experiment.summary)
+    console.print(table)
+
+
+@app.command()
+def run(
+    experiment: Annotated[str, typer.Argument(help="Its name; see `nedm list`.")],
+    density: Annotated[str | None, typer.Option(help="Which density, of an experiment that has several.")] = None,
+    seed: Annotated[int, typer.Option(help="Seeds data, weights and training.")] = 0,
+    out: Annotated[Path | None, OUT] = None,
+    updates: Annotated[int | None, typer.Option(help="Optimizer updates.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Steps of the chain, T.")] = None,
+    first_step: Annotated[str | None, typer.Option(help="fixed, learned or quantized.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start again in an --out that holds an earlier run.")] = False,
+) -> None:
+    """Run an experiment: train, evaluate, save the model, draw the figures."""
+    try:
+        with interrupts.deferred():
+            from nedm_ppl.experiments import choose
+            from nedm_ppl.experiments import run as run_experiment
+
+        check_sizes(seed=seed, updates=updates, num_steps=num_steps)
+        chosen = choose(experiment, density)
+        out = Path("results") / "-".join(filter(None, (experiment, chosen.density))) if out is None else out
+        result = run_experiment(
+            chosen,
+            out,
+            seed=seed,
+            num_updates=updates,
+            num_steps=num_steps,
+            first_step=first_step,
+            resume=resume,
+            force=force,
+            progress=sys.stderr.isatty() or sys.stdout.isatty(),
+        )
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt) and not interrupts.received:
+            raise
+        with suppress(OSError):  # the terminal may be gone
+            console.print("Stopped. The same command with --resume goes on from the last checkpoint.")
+        raise typer.Exit(128 + (interrupts.received or [signal.SIGINT])[0]) from None
+    console.print(metrics_table(result.metrics, chosen.published))
+    console.print(printable(f"Model, metrics, figures and ArviZ files are in {out}."), markup=False)
