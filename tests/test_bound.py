@@ -159,6 +159,17 @@ def test_a_subsample_of_steps_has_the_expectation_of_all(name):
     assert_same_mean(some(jax.random.split(jax.random.key(1), 3000)), everything)
 
 
+def test_data_of_numpy_serve_in_a_traced_function():
+    """Steps that are drawn there are traced, and index the data."""
+    diffusion, x0 = MODELS["gaussian learned"], np.array([[1.5, -1.0], [0.3, 0.2]])
+
+    def totals(x0):
+        keys = jax.random.split(jax.random.key(0), 3)
+        return jax.jit(jax.vmap(lambda key: inference.bound_terms(key, diffusion, x0, num_times=1).total))(keys)
+
+    np.testing.assert_array_equal(totals(x0), totals(jnp.asarray(x0)))
+
+
 def test_a_share_of_the_first_steps_is_unbiased():
     diffusion, x0 = MODELS["gaussian learned"], jnp.array([[1.5, -1.0], [0.0, 2.0], [-2.0, 0.3], [0.1, 0.1]])
 

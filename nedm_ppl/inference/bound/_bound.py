@@ -168,7 +168,7 @@ def _terms(
     check_unmasked("x0", x0)
     process = diffusion.process
     batch_shape = jnp.shape(x0)[: jnp.ndim(x0) - process.event_dim]
-    flat = jnp.reshape(x0, (-1, *process.event_shape))
+    flat = jnp.reshape(jnp.asarray(x0), (-1, *process.event_shape))  # traced steps index the data: no array of NumPy
     contexts = rows_of_context(diffusion, context, batch_shape)
     key_first, key_times, key_steps = jax.random.split(rng_key, 3)
 
