@@ -45,7 +45,7 @@ from rich.table import Table
 from scipy import stats
 
 from nedm_ppl import data, inference, models, plotting
-from nedm_ppl.experiments._swiss_roll import training
+from nedm_ppl.experiments import training_options
 
 NUM_STEPS, NUM_OBSERVATIONS = 20, 3
 BLUR = 0.3  # of the moons, in their standard deviation
@@ -63,7 +63,7 @@ def train(key: Array, num_steps: int) -> models.Diffusion:
     mean, scale = data.plane_moments("moons")
     x0 = (data.plane(0, "moons", 50_000) - mean) / scale
     x0 = (x0 + BLUR * jax.random.normal(key_blur, x0.shape)) / np.sqrt(1.0 + BLUR**2)
-    return inference.fit(key_fit, diffusion, x0, num_updates=num_steps, **training(num_steps)).diffusion
+    return inference.fit(key_fit, diffusion, x0, num_updates=num_steps, **training_options(num_steps)).diffusion
 
 
 def composed(law: Callable[[], dist.Distribution]) -> Callable[..., None]:

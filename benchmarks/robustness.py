@@ -40,8 +40,7 @@ from rich.table import Table
 
 from nedm_ppl import cli, data, inference, models
 from nedm_ppl import restoration as restore
-from nedm_ppl.experiments import EXPERIMENTS
-from nedm_ppl.experiments._spec import Split
+from nedm_ppl.experiments import EXPERIMENTS, Split
 from nedm_ppl.inference.training._resume import CheckpointError
 from nedm_ppl.models._saving import ModelFolderError, _json_sha256
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nedm_ppl import data, inference, models
-from nedm_ppl.experiments._swiss_roll import training
+from nedm_ppl.experiments import training_options
 
 NUM_STEPS, BITS = 40, 1.0 / np.log(2.0)
 
@@ -24,7 +24,7 @@ def trained(schedule: models.schedules.Schedule, x: np.ndarray, num_updates: int
     process = models.GaussianDiffusion((2,), schedule)
     diffusion = models.Diffusion(process, models.VelocityPrediction(network), first_step="learned")
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    return inference.fit(key, diffusion, x, num_updates=num_updates, **training(num_updates)).diffusion
+    return inference.fit(key, diffusion, x, num_updates=num_updates, **training_options(num_updates)).diffusion
 
 
 def main() -> None:

@@ -20,8 +20,7 @@ import pytest
 import xarray as xr
 
 from nedm_ppl import cli
-from nedm_ppl.experiments import EXPERIMENTS, choose
-from nedm_ppl.experiments._spec import Split
+from nedm_ppl.experiments import EXPERIMENTS, Split, choose
 from nedm_ppl.inference.training._state_arrays import write_arrays
 from nedm_ppl.models import Diffusion
 from nedm_ppl.models.networks import PatchTransformer, ResidualMLP

@@ -8,7 +8,9 @@ from nedm_ppl.experiments._plane import PLANE
 from nedm_ppl.experiments._run import run as run
 from nedm_ppl.experiments._spec import Experiment as Experiment
 from nedm_ppl.experiments._spec import Result as Result
+from nedm_ppl.experiments._spec import Split as Split
 from nedm_ppl.experiments._swiss_roll import SWISS_ROLL, SWISS_ROLL_RBF
+from nedm_ppl.experiments._training import training_options as training_options
 
 ALL = (SWISS_ROLL, SWISS_ROLL_RBF, HEARTBEAT, DIGITS, DIGITS_CONDITIONAL, PLANE, GRAY_CODE)
 EXPERIMENTS = {experiment.name: experiment for experiment in ALL}

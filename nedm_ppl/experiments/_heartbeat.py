@@ -1,16 +1,16 @@
 """Binary heartbeat (Section 3.1.1, Figure 2): a binomial chain of 2,000 steps on 20 bits, noise rate 0.2."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import equinox as eqx
 import numpy as np
-import optax
 from jax import Array
 
 from nedm_ppl import data, models
 from nedm_ppl.experiments._figures import training_figures
 from nedm_ppl.experiments._spec import Experiment, Result, Split
+from nedm_ppl.experiments._training import training_options
 from nedm_ppl.files import write_figure
 
 __all__ = ["HEARTBEAT"]
@@ -33,15 +33,6 @@ def truth(x0: np.ndarray) -> np.ndarray:
     return np.full(len(x0), data.HEARTBEAT_LOG_PROB)
 
 
-def training(num_steps: int) -> dict[str, Any]:
-    rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, min(100, num_steps // 2), max(num_steps, 2))
-    return {
-        "batch_size": 512,
-        "optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
-        "log_every": 100,
-    }
-
-
 def figures(result: Result, key: Array, out: Path) -> None:
     from nedm_ppl import plotting
 
@@ -62,7 +53,7 @@ HEARTBEAT = Experiment(
     first_step="fixed",
     first_steps=("fixed", "learned"),
     num_updates=6_000,
-    training=training,
+    training=partial(training_options, learning_rate=2e-3),
     likelihood_trajectories=24,
     published="-2.414 bits per sequence",
 )

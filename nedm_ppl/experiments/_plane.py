@@ -11,7 +11,8 @@ from jax import Array
 from nedm_ppl import data, inference
 from nedm_ppl.data._plane import check_plane
 from nedm_ppl.experiments._spec import Experiment, Result, Split
-from nedm_ppl.experiments._swiss_roll import build, training
+from nedm_ppl.experiments._swiss_roll import build
+from nedm_ppl.experiments._training import training_options
 from nedm_ppl.files import write_figure
 
 __all__ = ["PLANE", "plane"]
@@ -72,7 +73,7 @@ def plane(density: str) -> Experiment:
         first_step="learned",
         first_steps=("fixed", "learned"),
         num_updates=10_000,
-        training=training,
+        training=training_options,
         likelihood_trajectories=16,
         likelihood_size=NUM_HOLDOUT,
         extra_metrics=partial(excess, density),

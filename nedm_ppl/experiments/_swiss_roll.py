@@ -7,18 +7,17 @@ with a readout per step in the parameterization of equations 64 and 65.
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from nedm_ppl import data, models
 from nedm_ppl.experiments._figures import training_figures
 from nedm_ppl.experiments._spec import Experiment, Result, Split
+from nedm_ppl.experiments._training import training_options
 from nedm_ppl.files import write_figure
 
 __all__ = ["SWISS_ROLL", "SWISS_ROLL_RBF"]
@@ -41,15 +40,6 @@ def build_rbf(key: Array, split: Split, num_steps: int, first_step: str) -> mode
     process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(num_steps))
     network = models.networks.RBF((2,), (2, 2), num_steps, width=16, key=key)
     return models.Diffusion(process, models.DriftVariance(network), first_step=first_step)
-
-
-def training(num_steps: int, learning_rate: float = 3e-3) -> dict[str, Any]:
-    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(100, num_steps // 2), max(num_steps, 2))
-    return {
-        "batch_size": 512,
-        "optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
-        "log_every": 100,
-    }
 
 
 def figures(result: Result, key: Array, out: Path) -> None:
@@ -79,7 +69,7 @@ SWISS_ROLL = Experiment(
     first_step="learned",
     first_steps=("fixed", "learned"),
     num_updates=10_000,
-    training=training,
+    training=training_options,
     likelihood_size=2000,
     published="2.35 bits, on a roll that is almost free of noise",
 )
@@ -91,5 +81,5 @@ SWISS_ROLL_RBF = replace(
     build=build_rbf,
     first_step="fixed",
     num_updates=100_000,
-    training=partial(training, learning_rate=1e-2),
+    training=partial(training_options, learning_rate=1e-2),
 )
