@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference.training._fit import _minibatches
+from nedm_ppl.inference.training._loop import _kept, _minibatches
 from nedm_ppl.inference.training._resume import TrainingRecord
 from tests.zoo import noise_of
 
@@ -341,3 +341,50 @@ def test_checkpoints_in_use_damaged_or_foreign_are_refused(tmp_path):
     (folder / "run.json").write_text("{ not json")
     with pytest.raises(inference.CheckpointError, match=r"run.json is damaged: it is not the JSON of a training run"):
         fit(data, checkpoint=folder, resume=True, **options)
+
+
+# --- the compiled loop --------------------------------------------------------------------------------------------------
+
+
+def compiled_by(function) -> int:
+    """How many loops a function compiles anew."""
+    before = _kept.cache_info().misses
+    function()
+    return _kept.cache_info().misses - before
+
+
+def test_equal_fits_share_a_compiled_loop_and_others_do_not():
+    x0, optimizer = correlated(50), optax.adam(1e-2)
+    options = {"num_updates": 3, "log_every": 3, "optimizer": optimizer}
+    first, again, other = fit(x0, **options), [], []
+    assert compiled_by(lambda: again.append(fit(x0, **options))) == 0
+    assert_identical(first.diffusion, again[0].diffusion)
+    # Other weights and other data of the same shapes are arguments of the loop.
+    assert compiled_by(lambda: other.append(fit(-x0, first.diffusion, **options))) == 0
+    assert not np.array_equal(leaves(other[0].diffusion)[0], leaves(first.diffusion)[0])
+    for changed in (
+        {"optimizer": optax.adam(1e-2)},
+        {"batch_size": 16},
+        {"average_decay": 0.5},
+        {"objective": inference.TrajectoryBound(2)},
+    ):
+        assert compiled_by(lambda changed=changed: fit(x0, **(options | changed))) == 1, changed
+
+
+def test_a_compiled_loop_holds_nothing_that_may_change():
+    """What an augmentation reads, and the options of an objective."""
+    x0, optimizer, objective, width = correlated(50), optax.adam(1e-2), inference.TrajectoryBound(1), [0.0]
+
+    def trained(**options):
+        options = {"num_updates": 2, "optimizer": optimizer} | options
+        return leaves(fit(x0, **options).diffusion)[0]
+
+    def widened(key, batch):
+        return batch + width[0]
+
+    plain = trained(augment=widened)
+    width[0] = 1.0
+    assert not np.array_equal(trained(augment=widened), plain)
+    before = trained(objective=objective)
+    objective.num_times = 3
+    assert not np.array_equal(trained(objective=objective), before)

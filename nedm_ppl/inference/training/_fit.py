@@ -5,6 +5,7 @@ validation part, and checkpoints. Everything random is a function of the key and
 killed and resumed ends where it would have ended.
 """
 
+import functools
 import time
 import warnings
 from collections.abc import Callable
@@ -19,13 +20,13 @@ import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.handlers import scale
-from numpyro.infer import ELBO, SVI
+from numpyro.infer import ELBO
 from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
-from nedm_ppl.inference.bound._bound import TrajectoryBound, unsampled_trajectories
+from nedm_ppl.inference.bound._bound import TrajectoryBound
 from nedm_ppl.inference.bound._evaluation import evaluate
+from nedm_ppl.inference.training._loop import Augmentation, Part, Program, State, advancing, described
 from nedm_ppl.inference.training._resume import TrainingRecord
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.chain._gaussian import GaussianDiffusion
@@ -34,8 +35,9 @@ from nedm_ppl.numbers import Estimate
 
 __all__ = ["Augmentation", "Fitted", "NonFiniteLossError", "dequantize", "drop_context", "fit"]
 
-Augmentation = Callable[..., Any]
 BITS = 1.0 / np.log(2.0)
+# One object, as is the default optimizer of a number of updates: fits by default share a compiled loop.
+DEFAULT_OBJECTIVE = TrajectoryBound()
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -62,13 +64,6 @@ class Fitted(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Fitted by {self.num_updates:,} updates in {self.seconds:.0f} s: {self.diffusion!r}"
-
-
-class _Part(NamedTuple):
-    """Data, shape (N, *event), and the context of every datum, or None."""
-
-    x0: Any
-    context: Array | None
 
 
 class _Plan(NamedTuple):
@@ -101,14 +96,6 @@ class _Plan(NamedTuple):
         if plan.patience is not None and not is_validated:
             raise ValueError("validation must be given where patience is: early stopping needs data to stop on.")
         return plan
-
-
-class _State(NamedTuple):
-    """What a run carries from one step to the next."""
-
-    svi: Any
-    average: Any
-    best: Any
 
 
 def fit(
@@ -162,7 +149,8 @@ def fit(
         checkpoint_every: Optimizer steps between two writes; a multiple of `log_every`.
         resume: Go on from the folder's last complete state, with the same arguments, to bit-identical weights. Another
             model, data, key or option is refused; the optimizer's settings and `augment` cannot be compared and are trusted.
-        log_every: Steps between two entries of the history; they run as one compiled loop.
+        log_every: Steps between two entries of the history; they run as one compiled loop. A fit that is equal but for arrays and
+            the key, with the same optimizer object and no `augment`, finds the loop compiled.
         progress: Whether to show a bar.
 
     Raises:
@@ -183,7 +171,7 @@ def fit(
     check_key(rng_key)
     check_kind("diffusion", diffusion, Diffusion)
     check_concrete("fit", "numpyro's SVI with inference.TrajectoryBound", rng_key, diffusion, data, context)
-    train = cast(_Part, _part(diffusion, "", data, context, context))
+    train = cast(Part, _part(diffusion, "", data, context, context))
     stop_on = _part(diffusion, "validation", validation, validation_context, context)
     report_on = _part(diffusion, "holdout", holdout, holdout_context, context)
     folder = None if checkpoint is None else Path(checkpoint)
@@ -193,11 +181,11 @@ def fit(
     _warn_of_scale(diffusion, train.x0)
 
     key_init, key_data, key_eval, key_holdout = jax.random.split(rng_key, 4)
-    svi = _svi(diffusion, default_optimizer(plan.num_updates) if optimizer is None else optimizer, objective, plan)
-    state = _first_state(svi, key_init, train, plan)
-    record = _record(rng_key, diffusion, svi, train, stop_on, plan)
-    state = record.open(folder, state, resume=resume)
-    advance = _advancing(svi, augment, key_data, train, plan)
+    optimizer = default_optimizer(plan.num_updates) if optimizer is None else optimizer
+    program = Program(diffusion, optimizer, objective or DEFAULT_OBJECTIVE, plan.batch_size, average_decay, augment)
+    record = _record(rng_key, program, train, stop_on, plan)
+    state = record.open(folder, _first_state(program, key_init, train), resume=resume)
+    advance = advancing(program, key_data, train)
     null = Estimate.of(diffusion.null_log_prob(train.x0)).mean
 
     with tqdm(total=plan.num_updates, initial=record.step, desc="fit", unit="update", disable=not progress) as bar:
@@ -220,6 +208,7 @@ def fit(
     return Fitted(trained, record.history(), found, record.seconds, record.step)
 
 
+@functools.lru_cache(8)
 def default_optimizer(num_updates: int, learning_rate: float = 1e-3) -> optax.GradientTransformation:
     """Adam, gradients clipped at norm 1, a short warm-up and a cosine decay to a hundredth of the rate."""
     warmup = min(200, max(1, num_updates // 20))
@@ -259,70 +248,30 @@ def with_parameters(diffusion: Diffusion, parameters: dict[str, Any]) -> Diffusi
     return eqx.combine(parameters["diffusion$params"], diffusion)
 
 
-def _svi(diffusion: Diffusion, optimizer: Any, objective: ELBO | None, plan: _Plan) -> SVI:
-    """NumPyro's SVI on nats per datum, whatever the size of the minibatch."""
-    programs = (scale(program, 1.0 / plan.batch_size) for program in (diffusion.model, diffusion.guide))
-    return SVI(*programs, optimizer, TrajectoryBound() if objective is None else objective)
-
-
-def _first_state(svi: SVI, rng_key: Array, data: _Part, plan: _Plan) -> _State:
-    with unsampled_trajectories():
-        state = svi.init(rng_key, *_rows(_Part(jnp.asarray(data.x0), data.context), jnp.arange(plan.batch_size)))
+def _first_state(program: Program, rng_key: Array, data: Part) -> State:
+    svi = program.svi()
+    state = program.first_state(svi, rng_key, Part(jnp.asarray(data.x0), data.context))
     parameters = svi.get_params(state)
     if not parameters:
         raise ValueError("diffusion must have parameters to train; its reverse kernel has no floating-point arrays.")
-    return _State(state, parameters, parameters)
+    return State(state, parameters, parameters)
 
 
-def _record(
-    rng_key: Array, diffusion: Diffusion, svi: SVI, train: _Part, validation: _Part | None, plan: _Plan
-) -> TrainingRecord:
+def _record(rng_key: Array, program: Program, train: Part, validation: Part | None, plan: _Plan) -> TrainingRecord:
     options = plan._asdict()
     del options["checkpoint_every"]  # may change
     return TrainingRecord(
-        diffusion=diffusion,
+        diffusion=program.diffusion,
         rng_key=rng_key,
         data=train.x0,
         validation=None if validation is None else validation.x0,
         contexts=[part.context for part in (train, validation) if part is not None and part.context is not None],
-        objective=_described(svi.loss),
+        objective=described(program.objective),
         **options,
     )
 
 
-def _advancing(
-    svi: SVI, augment: Augmentation | None, key_data: Array, data: _Part, plan: _Plan
-) -> Callable[[_State, int, int], tuple[_State, Array, Array]]:
-    """(state, first, count) -> (state, losses (count,), whether the weights are finite): updates as one compiled loop."""
-    seed = int(jax.random.randint(key_data, (), 0, np.iinfo(np.int32).max))
-    key_augment = jax.random.fold_in(key_data, 1)
-    on_device, decay = _Part(jnp.asarray(data.x0), data.context), plan.average_decay
-
-    def update(carry: tuple[_State, Array], index: Array, data: _Part) -> tuple[tuple[_State, Array], Array]:
-        state, number = carry
-        batch: Any = _rows(data, index)
-        if augment is not None:
-            key = jax.random.fold_in(key_augment, number)
-            batch = (augment(key, batch[0]), None) if batch[1] is None else augment(key, *batch)
-        svi_state, loss = svi.update(state.svi, *batch)
-        rate = 1.0 - jnp.minimum(decay, (1.0 + number) / (10.0 + number)) if decay else 1.0
-        average = jax.tree.map(lambda a, p: a + rate * (p - a), state.average, svi.get_params(svi_state))
-        return (_State(svi_state, average, state.best), number + 1), loss
-
-    @jax.jit
-    def run(state: _State, data: _Part, indices: Array, first: ArrayLike) -> tuple[_State, Array, Array]:
-        (state, _), losses = jax.lax.scan(lambda c, i: update(c, i, data), (state, jnp.asarray(first)), indices)
-        finite = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(svi.get_params(state.svi))]
-        return state, losses, jnp.all(jnp.stack(finite))
-
-    def advance(state: _State, first: int, count: int) -> tuple[_State, Array, Array]:
-        indices = _minibatches(seed, len(data.x0), plan.batch_size, first, count)
-        return run(state, on_device, jnp.asarray(indices), first)
-
-    return advance
-
-
-def _finite(after: tuple[_State, Array, Array], first: int, folder: Path | None) -> tuple[_State, float]:
+def _finite(after: tuple[State, Array, Array], first: int, folder: Path | None) -> tuple[State, float]:
     """The state and the mean bound of its last updates, nats; a NonFiniteLossError where either is lost."""
     state, losses, bad = after[0], np.asarray(after[1]), ~np.isfinite(np.asarray(after[1]))
     if not after[2] or bad.any():
@@ -335,37 +284,15 @@ def _finite(after: tuple[_State, Array, Array], first: int, folder: Path | None)
     return state, -float(losses.mean())
 
 
-def _bound(rng_key: Array, diffusion: Diffusion, part: _Part, num_times: int | None, progress: bool) -> Estimate:
+def _bound(rng_key: Array, diffusion: Diffusion, part: Part, num_times: int | None, progress: bool) -> Estimate:
     """Mean K of a part of the data, nats per datum."""
     terms = evaluate(rng_key, diffusion, part.x0, context=part.context, num_times=num_times, progress=progress)
     return Estimate.of(terms.total)
 
 
-def _rows(data: _Part, index: Array) -> _Part:
-    return _Part(data.x0[index], None if data.context is None else data.context[index])
-
-
-def _minibatches(seed: int, num_data: int, batch_size: int, first: int, count: int) -> np.ndarray:
-    """Row numbers of minibatches first..first + count - 1: epochs of one permutation each, the remainder left out."""
-    per_epoch = num_data // batch_size
-    rows = np.empty((count, batch_size), np.int32)
-    for epoch in range(first // per_epoch, (first + count - 1) // per_epoch + 1):
-        permutation = np.random.default_rng([seed, epoch]).permutation(num_data)
-        for batch in range(max(first, epoch * per_epoch), min(first + count, (epoch + 1) * per_epoch)):
-            start = (batch - epoch * per_epoch) * batch_size
-            rows[batch - first] = permutation[start : start + batch_size]
-    return rows
-
-
-def _described(objective: ELBO) -> str:
-    """An objective's name and options, so that a resumed run can be told from another."""
-    options = ", ".join(f"{name}={value}" for name, value in sorted(vars(objective).items()) if not callable(value))
-    return f"{type(objective).__name__}({options})"
-
-
 def _part(
     diffusion: Diffusion, name: str, x0: ArrayLike | None, context: ArrayLike | None, trained: ArrayLike | None
-) -> _Part | None:
+) -> Part | None:
     """A part of the data, checked, with the context of every datum, or None where training has none; None for no part."""
     prefix = f"{name}_" if name else ""
     if (context is None) != (x0 is None or trained is None):
@@ -381,7 +308,7 @@ def _part(
     except ValueError as error:
         raise ValueError(str(error).replace("x0", name or "data", 1)) from None
     check_unmasked(f"{prefix}context", context)
-    return _Part(np.asarray(values, jnp.result_type(float)), rows_of_context(diffusion, context, (len(values),)))
+    return Part(np.asarray(values, jnp.result_type(float)), rows_of_context(diffusion, context, (len(values),)))
 
 
 def _warn_of_scale(diffusion: Diffusion, data: np.ndarray) -> None:
