@@ -117,7 +117,7 @@ def test_observing_coordinates_leaves_the_conditional_law(x64, known):
         flat = np.asarray(conditional.factor[b]).reshape(RANK, SIZE)
         found = np.diag(np.asarray(conditional.diagonal[b]).ravel()) + flat.T @ flat
         np.testing.assert_allclose(found, prior - gain @ prior[seen], atol=1e-11)
-        truth = dist.MultivariateNormal(mean[seen], spread).log_prob(np.asarray(y).ravel()[seen])
+        truth = normal(mean[seen], spread).log_prob(np.asarray(y).ravel()[seen])
         np.testing.assert_allclose(evidence[b], truth, rtol=1e-11)
 
 
@@ -126,6 +126,11 @@ def test_observing_coordinates_leaves_the_conditional_law(x64, known):
 DIM = 3
 MEAN = np.array([0.3, -0.5, 0.8])
 COVARIANCE = np.array([[1.0, 0.7, -0.2], [0.7, 0.8, 0.1], [-0.2, 0.1, 0.5]])
+
+
+def normal(mean, covariance):
+    """As arrays of the mode's own precision: NumPy's would share compiled programs with the other mode."""
+    return dist.MultivariateNormal(jnp.asarray(mean, float), jnp.asarray(covariance, float))
 
 
 class Linear(models.Prediction):
@@ -174,7 +179,7 @@ def test_the_exact_reversal_of_correlated_data_loses_nothing(x64, num_steps, ker
     """Every log weight is log q(x_0) + log pi(x_T) - log q(x_T), the last two alike where nothing is left at T; K is log q."""
     model = chain(num_steps, None if kernel == "prediction" else as_callable(num_steps))
     x0 = jnp.asarray(np.random.default_rng(0).multivariate_normal(MEAN, COVARIANCE, 6))
-    truth = dist.MultivariateNormal(MEAN, COVARIANCE).log_prob(x0)
+    truth = normal(MEAN, COVARIANCE).log_prob(x0)
     keys = jax.random.split(jax.random.key(0), 6)
     weights = jax.jit(lambda k: draw_log_weights(k, model, x0, chunk_size=2))(keys)
     np.testing.assert_allclose(weights, truth, atol=1e-8)
@@ -200,7 +205,7 @@ def evidence_of(name: str) -> float:
         "linear": (np.array([[1.0, -1.0, 0.5]]), [1.0], [0.09]),
         "all": (np.array([[0.0, 1.0, 0.0], [1.0, -1.0, 0.5]]), [0.2, 1.0], [0.0, 0.09]),
     }[name]
-    law = dist.MultivariateNormal(rows @ MEAN, rows @ COVARIANCE @ rows.T + np.diag(noise))
+    law = normal(rows @ MEAN, rows @ COVARIANCE @ rows.T + np.diag(noise))
     return float(law.log_prob(np.array(y)))
 
 
@@ -219,7 +224,7 @@ def test_correlated_kernels_are_exact_along_every_way(along):
     """By particles, prediction and callable alike: the evidence is right within its error, at one failure in 10,000."""
     r, keys = inference.NormalObservation(jnp.array([0.5, np.nan, -1.0]), scale=1.5), jax.random.key(0)
     spread = COVARIANCE[np.ix_([0, 2], [0, 2])] + 2.25 * np.eye(2)
-    truth = dist.MultivariateNormal(MEAN[[0, 2]], spread).log_prob(np.array([0.5, -1.0]))
+    truth = normal(MEAN[[0, 2]], spread).log_prob(np.array([0.5, -1.0]))
     for reverse in (None, as_callable(4)):
         runs = evidences(jax.random.split(keys, 64), inference.multiply(chain(4, reverse), r, along=along))
         z = np.exp(np.asarray(runs, np.float64) - float(truth))

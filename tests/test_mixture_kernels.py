@@ -138,7 +138,10 @@ def three(num_steps: int, log_shares=None) -> models.Diffusion:
 
 def three_log_prob(x, rows=None, noise=0.0):
     rows = np.eye(DIM) if rows is None else rows
-    laws = [dist.MultivariateNormal(rows @ c, rows @ s @ rows.T + noise) for c, s in zip(CENTERS, SPREADS, strict=True)]
+    laws = [
+        dist.MultivariateNormal(jnp.asarray(rows @ c), jnp.asarray(rows @ s @ rows.T + noise))
+        for c, s in zip(CENTERS, SPREADS, strict=True)
+    ]
     return logsumexp([np.log(w) + np.asarray(law.log_prob(x)) for w, law in zip(SHARES, laws, strict=True)], axis=0)
 
 
