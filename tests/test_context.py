@@ -127,6 +127,7 @@ def test_a_conditional_kernel_is_exact_datum_by_datum():
 # --- contexts as arrays ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::nedm_ppl.models.NoDensityWarning")
 def test_the_prior_of_a_batch_of_contexts_is_a_site_of_a_plate():
     def program():
         with numpyro.plate("labels", 3):

@@ -286,7 +286,7 @@ LINEAR = """
 
     for dim, rows in [(16, 12), (16, 1000)]:
         process = models.GaussianDiffusion((dim,), models.schedules.log_snr_linear(4))
-        diffusion = noise_of(process)
+        diffusion = models.Diffusion(process, process.step)
         rng = np.random.default_rng(rows)
         matrix, y = rng.normal(size=(rows, dim)) / np.sqrt(rows), rng.normal(size=rows)
         truth = closed(matrix, y, 0.5)
@@ -295,7 +295,7 @@ LINEAR = """
         check(ParticlePosterior(diffusion, r, covariance="jacobian", **options), truth, jax.random.key(0))
 
     def program():
-        x = numpyro.sample("x", noise_of(plane).prior())
+        x = numpyro.sample("x", models.Diffusion(plane, plane.step).prior())
         with numpyro.plate("looks", 30):
             numpyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=looks)
 

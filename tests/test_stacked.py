@@ -34,6 +34,14 @@ def twice(t, x):
     return jnp.stack([jnp.sin(x) + 0.3 * x[::-1] + 0.1 * t, 0.3 * jnp.cos(x) - 0.4])
 
 
+def three(t, x):
+    return jnp.concatenate([twice(t, x), jnp.cos(x + t)[None]])
+
+
+def six(t, x):
+    return jnp.stack([three(t, x), -three(t, 0.5 * x)])
+
+
 def once(t, x):
     """One output a coordinate, of any shape of x that a base makes."""
     x = x.reshape(2, -1).sum(axis=-1)
@@ -84,6 +92,17 @@ DIFFUSIONS = {
     "bits, base, no evidence": bits(base=MIXTURE, evidence=False),
     "callable": noise_of(GAUSSIAN),
     "correlated": models.Diffusion(GAUSSIAN, correlated, first_step="learned"),
+    "directions": models.Diffusion(GAUSSIAN, models.VelocityPrediction(three, rank=1), first_step="learned"),
+    "directions, quantized": models.Diffusion(
+        GAUSSIAN, models.VelocityPrediction(three, rank=1), first_step="quantized", levels=LEVELS
+    ),
+    "by a Jacobian": models.correlated(
+        models.Diffusion(GAUSSIAN, models.VelocityPrediction(twice), first_step="learned")
+    ),
+    "mixture": models.Diffusion(
+        GAUSSIAN, models.MixturePrediction(models.VelocityPrediction(six), 2), first_step="learned"
+    ),
+    "mixture of bits": models.Diffusion(BITS, models.BitMixturePrediction(None, MIXTURE), first_step="learned"),
     "blind": models.Diffusion(GAUSSIAN, blind, first_step="learned"),
 }
 every_diffusion = pytest.mark.parametrize("name", DIFFUSIONS)

@@ -11,8 +11,9 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Categorical, Distribution, MixtureSameFamily
 
 from nedm_ppl.laws._low_rank import as_correlated
+from nedm_ppl.laws._unwrap import unwrap
 
-__all__ = ["beside", "components", "mixture", "together"]
+__all__ = ["beside", "components", "mixture", "stack_of", "together"]
 
 
 def components(law: Distribution) -> tuple[Array, Distribution] | None:
@@ -37,6 +38,13 @@ def together(law: Distribution) -> Distribution | None:
         return as_correlated(law)
     inner = as_correlated(parts[1])
     return law if inner is None else mixture(parts[0], inner)
+
+
+def stack_of(law: Distribution) -> Distribution | None:
+    """Of independent draws of a mixture or a correlated law, declared one datum, the law of one draw; else None."""
+    base, dims = unwrap(law)
+    is_joint = isinstance(base, MixtureSameFamily) or as_correlated(base) is not None
+    return base if dims and base.event_dim and is_joint else None
 
 
 def beside(x: ArrayLike, event_dim: int) -> Array:

@@ -27,7 +27,7 @@ from numpyro.distributions import Distribution, Normal
 from nedm_ppl._compat import eqx_module
 from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key, check_kind
 from nedm_ppl.laws._low_rank import as_correlated
-from nedm_ppl.laws._mixtures import components, mixture
+from nedm_ppl.laws._mixtures import components, mixture, stack_of
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models._flow import DiffusionFlow, probability_flow
 from nedm_ppl.models._prior import DiffusionPrior
@@ -184,11 +184,14 @@ class Diffusion(eqx.Module):
     def _quantized(self, law: Distribution) -> Distribution:
         """A law of gray levels as it is, or a Gaussian integrated over the levels' bins; a mixture by component."""
         assert self.levels is not None  # checked at construction
+        stacked = stack_of(law)
+        if stacked is not None:
+            return self._quantized(stacked).to_event(law.event_dim - stacked.event_dim)
         parts = components(law)
         if parts is not None:
             return mixture(parts[0], self._quantized(parts[1]))
         if as_correlated(law) is not None:  # by coordinate: correlated levels have no closed form
-            law = Normal(law.mean, jnp.sqrt(law.variance)).to_event(self.process.event_dim)
+            law = Normal(law.mean, jnp.sqrt(law.variance)).to_event(law.event_dim)
         normal = coordinates(law)
         if isinstance(normal, Levels):
             return law
@@ -197,7 +200,7 @@ class Diffusion(eqx.Module):
                 f"first_step 'quantized' integrates a Gaussian kernel at t = 1; got a {type(normal).__name__}. "
                 "Use 'learned', or a kernel that ends in Normal(...).to_event()."
             )
-        return quantize(normal, self.levels).to_event(self.process.event_dim)
+        return quantize(normal, self.levels).to_event(law.event_dim)
 
     def data_law(self, t: ArrayLike, x: Array) -> Distribution:
         r"""What the model expects of $x_0$ given $x_t = x$, independent over coordinates: the kernel's own prediction,

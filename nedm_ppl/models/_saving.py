@@ -53,7 +53,11 @@ __all__ = ["ModelFolderError", "load", "save"]
 FORMAT, VERSION = "nedm_ppl.model", 2
 TREE, ARRAYS = "model.json", "arrays.npz"
 # Fields that classes were given later, with what folders without them mean.
-ADDED: dict[str, dict[str, Any]] = {"NoisePrediction": {"bound": None}}
+ADDED: dict[str, dict[str, Any]] = {
+    "DataPrediction": {"rank": 0},
+    "NoisePrediction": {"bound": None, "rank": 0},
+    "VelocityPrediction": {"rank": 0},
+}
 # Names that folders of earlier commits have for what is called otherwise now: fields by class, and values by class and field.
 OLD_FIELDS = {"RBF": {"centres": "centers"}}
 OLD_VALUES = {"Diffusion": {"first_step": {"quantised": "quantized"}}}

@@ -10,6 +10,8 @@ probabilities of 1 and of 0 are formed separately, without a difference, and onl
 T = 2000 a step flips a bit with probability 1e-4 and every digit of that matters.
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from nedm_ppl.arguments import Shape, as_shape, check_kind
-from nedm_ppl.laws._mixtures import beside, components, mixture
+from nedm_ppl.laws._mixtures import beside, components, mixture, stack_of
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.chain.schedules import LearnedSchedule, Schedule
@@ -99,6 +101,10 @@ class BernoulliDiffusion(DiffusionProcess):
 
     def reverse_step(self, t: ArrayLike, x: Array, data_law: Distribution) -> Distribution:
         r"""$\sum_b \hat p(x_0 = b)\, q(x_{t-1} | x_t, x_0 = b)$ per bit, exact, in log space; of a mixture, by component."""
+        stacked = stack_of(data_law)
+        if stacked is not None:
+            one = dataclasses.replace(self, event_shape=self.event_shape[-stacked.event_dim :])
+            return one.reverse_step(t, x, stacked).to_event(self.event_dim - stacked.event_dim)
         parts = components(data_law)
         if parts is not None:
             log_weights, law = parts
@@ -112,6 +118,10 @@ class BernoulliDiffusion(DiffusionProcess):
         return dist.BernoulliLogits(log_one - log_zero).to_event(self.event_dim)
 
     def implied_data_law(self, t: ArrayLike, x: Array, step: Distribution) -> Distribution:
+        stacked = stack_of(step)
+        if stacked is not None:
+            one = dataclasses.replace(self, event_shape=self.event_shape[-stacked.event_dim :])
+            return one.implied_data_law(t, x, stacked).to_event(self.event_dim - stacked.event_dim)
         parts = components(step)
         if parts is not None:
             log_weights, law = parts

@@ -8,6 +8,7 @@ $$c_t = \frac{\sqrt{\bar\alpha_{t-1}}\, \beta_t}{1 - \bar\alpha_t}, \quad
   \tilde\beta_t = \frac{\beta_t (1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}.$$
 """
 
+import dataclasses
 import math
 
 import equinox as eqx
@@ -20,7 +21,7 @@ from numpyro.distributions import Distribution, MultivariateNormal
 
 from nedm_ppl.arguments import Shape, as_shape, check_kind
 from nedm_ppl.laws._low_rank import LowRankNormal, as_correlated, from_covariance
-from nedm_ppl.laws._mixtures import beside, components, mixture
+from nedm_ppl.laws._mixtures import beside, components, mixture, stack_of
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.chain.schedules import Schedule
 
@@ -94,6 +95,10 @@ class GaussianDiffusion(DiffusionProcess):
 
         It is $\mathrm{E}\, q(x_{t-1} | x_t, x_0)$ itself for any Gaussian law, and for a mixture of them, component
         by component. For any other law, of independent coordinates, it has that average's mean and variances."""
+        stacked = stack_of(data_law)
+        if stacked is not None:
+            one = dataclasses.replace(self, event_shape=self.event_shape[-stacked.event_dim :])
+            return one.reverse_step(t, x, stacked).to_event(self.event_dim - stacked.event_dim)
         parts = components(data_law)
         if parts is not None:
             log_weights, law = parts
@@ -107,6 +112,10 @@ class GaussianDiffusion(DiffusionProcess):
         return self._normal(c * data_law.mean + d * x, var)
 
     def implied_data_law(self, t: ArrayLike, x: Array, step: Distribution) -> Distribution:
+        stacked = stack_of(step)
+        if stacked is not None:
+            one = dataclasses.replace(self, event_shape=self.event_shape[-stacked.event_dim :])
+            return one.implied_data_law(t, x, stacked).to_event(self.event_dim - stacked.event_dim)
         parts = components(step)
         if parts is not None:
             log_weights, law = parts
