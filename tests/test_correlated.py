@@ -173,6 +173,7 @@ def as_callable(num_steps: int):
     return kernel
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 @pytest.mark.parametrize("kernel", ["prediction", "callable"])
 def test_the_exact_reversal_of_correlated_data_loses_nothing(x64, num_steps, kernel):
@@ -209,6 +210,7 @@ def evidence_of(name: str) -> float:
     return float(law.log_prob(np.array(y)))
 
 
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("name", list(OBSERVATIONS))
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_the_filter_of_an_exact_reversal_is_exact(x64, name, num_steps):
@@ -219,6 +221,7 @@ def test_the_filter_of_an_exact_reversal_is_exact(x64, name, num_steps):
     np.testing.assert_allclose(found.log_weights, -np.log(16), atol=1e-7)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("along", ["constant", "power", "lookahead"])
 def test_correlated_kernels_are_exact_along_every_way(along):
     """By particles, prediction and callable alike: the evidence is right within its error, at one failure in 10,000."""
@@ -275,6 +278,7 @@ def test_a_step_of_levels_keeps_its_first_step():
     assert shorter.num_steps == 3 and shorter.kernel(2, x).event_shape == (4,)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("kind", [models.DataPrediction, models.NoisePrediction, models.VelocityPrediction])
 @pytest.mark.parametrize("rank", [1, 4])
 def test_directions_are_trained(kind, rank):

@@ -54,6 +54,7 @@ def test_a_mixtures_step_is_the_average_of_the_posterior_over_its_own(x64, t):
     np.testing.assert_allclose(found, truth, atol=1e-12)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("num_steps", [1, 5, 40])
 def test_the_reversal_of_a_mixture_of_bits_loses_nothing(num_steps):
     """Every log weight is log q(x_0); with other weights of the components it is not."""
@@ -72,6 +73,7 @@ BIT_OBSERVATIONS = {
 BIT_OBSERVATIONS["both"] = inference.Known(jnp.array([np.nan, np.nan, np.nan, 1.0])) * BIT_OBSERVATIONS["flipped"]
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", list(BIT_OBSERVATIONS))
 @pytest.mark.parametrize("num_steps", [1, 5])
 def test_the_filter_of_a_mixture_of_bits_is_exact(name, num_steps):
@@ -145,6 +147,7 @@ def three_log_prob(x, rows=None, noise=0.0):
     return logsumexp([np.log(w) + np.asarray(law.log_prob(x)) for w, law in zip(SHARES, laws, strict=True)], axis=0)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("num_steps", [1, 5, 40])
 def test_the_reversal_of_a_mixture_of_gaussians_loses_nothing(x64, num_steps):
     x0 = jnp.asarray(np.random.default_rng(0).normal(size=(8, DIM)))
@@ -173,6 +176,7 @@ OBSERVATIONS["all"] = (
 )
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("name", list(OBSERVATIONS))
 @pytest.mark.parametrize("num_steps", [1, 4])
 def test_the_filter_of_a_mixture_of_gaussians_is_exact(x64, name, num_steps):
@@ -255,6 +259,7 @@ def test_the_divergence_from_a_mixture_is_unbiased_with_its_gradient(x64, name):
         assert np.all(np.abs(found.mean(axis=0) - expected) < 4.5 * error + 1e-9)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("t", [3, 20, 39])
 def test_what_is_left_to_average_is_little(x64, t):
     """Against one draw of log q - log p, at x_t of the chain itself: the variance is a fraction of it."""
@@ -297,6 +302,7 @@ def model_of(kind: str, num_components: int = 3) -> models.Diffusion:
 KINDS = ["normals", "directions", "bits", "levels"]
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_network_of_components_is_a_model_like_others(kind, tmp_path):
     model = model_of(kind)
@@ -315,6 +321,7 @@ def test_a_network_of_components_is_a_model_like_others(kind, tmp_path):
         assert set(np.unique(x0).round(4)) <= set(LEVELS)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_components_part(kind):
     """Equal components would have equal gradients; a silent network's differ, and so do those of the weights."""
