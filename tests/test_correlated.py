@@ -35,7 +35,8 @@ def dense(law: LowRankNormal) -> dist.MultivariateNormal:
     return dist.MultivariateNormal(law.loc.reshape(-1, SIZE), covariance)
 
 
-@pytest.mark.parametrize("rank", [0, 2, 6])
+@pytest.mark.cases(1)
+@pytest.mark.parametrize("rank", [2, 0, 6])
 def test_a_low_rank_law_is_its_covariance_matrix(x64, rank):
     law = LowRankNormal(*parts(rank=rank), event_dim=2)
     full, x = dense(law), jax.random.normal(jax.random.key(9), (5, *BATCH, *SHAPE))
@@ -173,7 +174,7 @@ def as_callable(num_steps: int):
     return kernel
 
 
-@pytest.mark.cases(3)
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 @pytest.mark.parametrize("kernel", ["prediction", "callable"])
 def test_the_exact_reversal_of_correlated_data_loses_nothing(x64, num_steps, kernel):
@@ -210,7 +211,7 @@ def evidence_of(name: str) -> float:
     return float(law.log_prob(np.array(y)))
 
 
-@pytest.mark.cases(4)
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("name", list(OBSERVATIONS))
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_the_filter_of_an_exact_reversal_is_exact(x64, name, num_steps):
@@ -270,10 +271,16 @@ def test_a_step_of_levels_keeps_its_first_step():
     network = models.networks.ResidualMLP((4,), (4, 3), 6, width=16, depth=1, key=jax.random.key(0))
     model = models.Diffusion(process, models.LevelPrediction(network, levels), first_step="quantized")
     known, x = models.correlated(model, 2), jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), float)
-    np.testing.assert_array_equal(known.first_kernel(x).base_dist.logits, model.first_kernel(x).base_dist.logits)
-    np.testing.assert_allclose(known.kernel(3, x).mean, model.kernel(3, x).mean, rtol=1e-5)
-    np.testing.assert_allclose(known.kernel(3, x).variance, model.kernel(3, x).variance, rtol=1e-4)
-    assert np.isfinite(inference.bound_terms(jax.random.key(0), known, jnp.zeros((2, 4))).total).all()
+
+    @eqx.filter_jit
+    def laws(model):
+        law = model.kernel(3, x)
+        return model.first_kernel(x).base_dist.logits, law.mean, law.variance
+
+    for found, expected, rtol in zip(laws(known), laws(model), (1e-6, 1e-5, 1e-4), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=rtol)
+    terms = eqx.filter_jit(inference.bound_terms)(jax.random.key(0), known, jnp.zeros((2, 4)))
+    assert np.isfinite(terms.total).all()
     shorter = models.respace(known, 3)
     assert shorter.num_steps == 3 and shorter.kernel(2, x).event_shape == (4,)
 

@@ -68,7 +68,7 @@ def test_one_step_is_weighed_by_the_law_of_its_draws_and_by_r(name):
         process, lambda t, x: dist.Normal(jnp.zeros_like(x), 0.5).to_event(1), first_step="learned"
     )
     target = inference.multiply(diffusion, coupled, GUIDES[name], along="lookahead")
-    found = particle_filter(jax.random.key(0), target, 20_000)
+    found = jax.jit(lambda key: particle_filter(key, target, 20_000))(jax.random.key(0))
     truth = stats.norm(0.0, np.sqrt(0.5 + 0.09)).logpdf(1.0) + np.log(np.sqrt(2.0 * np.pi) * 0.3)
     error = np.sqrt(1.0 / float(found.ess[0]) - 1.0 / 20_000)
     assert 0.0 < error < 0.03

@@ -98,7 +98,7 @@ def assert_close(estimate, se, truth):
 
 
 @pytest.mark.central
-@pytest.mark.cases(4)
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_particle_posterior_against_quadrature(name):
     dim, num_steps, law, y = PROGRAMS[name]
@@ -284,7 +284,7 @@ LINEAR = """
         assert abs(posterior.log_evidence.mean - log_z) <= 4.5 * posterior.log_evidence.se + 1e-4 * abs(log_z), log_z
         assert np.all(np.abs(posterior.mean.mean - mean) <= 4.5 * posterior.mean.se + 1e-3), mean
 
-    for dim, rows in [(16, 12), (16, 1000)]:
+    for dim, rows in [(16, 1000)]:
         process = models.GaussianDiffusion((dim,), models.schedules.log_snr_linear(4))
         diffusion = models.Diffusion(process, process.step)
         rng = np.random.default_rng(rows)

@@ -237,7 +237,7 @@ def test_particle_gibbs_alone_on_two_rows_observed_together_or_apart(kind, outsi
         if outside:
             numpyro.sample("y", dist.Normal(x.reshape(-1), 0.5), obs=Y.reshape(-1))
 
-    mcmc = MCMC(PathGibbs(program), num_warmup=100, num_samples=2000, progress_bar=False)
+    mcmc = MCMC(PathGibbs(program), num_warmup=100, num_samples=1000, progress_bar=False)
     mcmc.run(jax.random.key(0))
     draws = np.asarray(mcmc.get_samples()["x"], np.float64)[None]
     mean, var = prior_moments(diffusion)
