@@ -98,7 +98,7 @@ def assert_close(estimate, se, truth):
 
 
 @pytest.mark.central
-@pytest.mark.cases(2)
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_particle_posterior_against_quadrature(name):
     dim, num_steps, law, y = PROGRAMS[name]
