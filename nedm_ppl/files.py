@@ -65,16 +65,17 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
         stream.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
-def npz(arrays: Mapping[str, Any]) -> memoryview:
+def npz(arrays: Mapping[str, Any]) -> bytes:
     """Arrays as the content of an `.npz` file.
 
-    It is made in memory. NumPy leaves an archive open that meets a full disk, and Python complains when that goes.
+    It is made in memory. NumPy leaves an archive open that meets a full disk, and Python complains when that goes; so does a
+    view of the content that outlives its buffer, and `getvalue` of a buffer that is complete makes no copy.
     """
     import numpy as np
 
     content = io.BytesIO()
     np.savez(content, **arrays)
-    return content.getbuffer()
+    return content.getvalue()
 
 
 def write_netcdf(file: Path, data: Any) -> None:
@@ -83,7 +84,7 @@ def write_netcdf(file: Path, data: Any) -> None:
     It is made in memory. HDF5 that meets a full disk keeps its file open, and ends the process when it tries again at exit.
     """
     tree = data.to_datatree() if hasattr(data, "to_datatree") else data
-    content = tree.to_netcdf(engine="h5netcdf")
+    content = bytes(tree.to_netcdf(engine="h5netcdf"))  # newer versions of xarray return a view of a buffer
     with whole(file) as stream:
         stream.write(content)
 

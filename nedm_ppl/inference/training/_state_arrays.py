@@ -5,8 +5,11 @@ array format is not used: it reads a path as a pattern (`a[b]`) or an address (a
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,8 +29,8 @@ def write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
         OSError: the disk is full, or the place not to be written to.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with ocp.Checkpointer(_Arrays()) as checkpointer:
-        checkpointer.save(folder.absolute(), args=_SaveArrays(arrays), force=True)
+    with ocp.Checkpointer(_Arrays()) as checkpointer, _in_utf8(folder.absolute()) as path:
+        checkpointer.save(path, args=_SaveArrays(arrays), force=True)
     sync(folder.parent)
 
 
@@ -45,6 +48,20 @@ def read_arrays(folder: Path) -> dict[str, np.ndarray]:
         file.seek(0)
         with np.load(file, allow_pickle=False) as archive:
             return dict(archive)
+
+
+@contextmanager
+def _in_utf8(folder: Path) -> Iterator[Path]:
+    """A path of that folder which orbax can write down: through a link, where the bytes of its own are not UTF-8."""
+    try:
+        str(folder.parent).encode()
+    except UnicodeEncodeError:
+        with TemporaryDirectory() as links:
+            link = Path(links) / "parent"
+            link.symlink_to(folder.parent, target_is_directory=True)
+            yield link / folder.name
+    else:
+        yield folder
 
 
 class _Arrays(ocp.CheckpointHandler):
