@@ -104,6 +104,8 @@ class DriftVariance(Parameterization):
 
     Args:
         network: `(t, x) -> (2, *event)`: $z^\mu$, then $z^\Sigma$.
+        released: Whether to do as the authors' released code and not as the paper:
+            $\mu = x \sqrt{1 - \beta_t} + z^\mu \sqrt{\beta_t}$, and $z^\Sigma / \sqrt T$ in place of $z^\Sigma$.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -115,12 +117,16 @@ class DriftVariance(Parameterization):
     """
 
     network: Network
+    released: bool = eqx.field(static=True, default=False)
 
     def __call__(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
         z_mean, z_var = pair(process, self._output(process, t, x))
-        logit = jnp.log(process.schedule.rates[t - 1]) - jnp.log(process.schedule.keep[t - 1])
-        var = jax.nn.sigmoid(z_var + logit)
-        return dist.Normal((x - z_mean) * (1.0 - var) + z_mean, jnp.sqrt(var)).to_event(process.event_dim)
+        rate, keep = process.schedule.rates[t - 1], process.schedule.keep[t - 1]
+        z_var = z_var / math.sqrt(process.num_steps) if self.released else z_var
+        var = jax.nn.sigmoid(z_var + jnp.log(rate) - jnp.log(keep))
+        paper = (x - z_mean) * (1.0 - var) + z_mean
+        mean = x * jnp.sqrt(keep) + z_mean * jnp.sqrt(rate) if self.released else paper
+        return dist.Normal(mean, jnp.sqrt(var)).to_event(process.event_dim)
 
     def output_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         return (2, *event_shape)
