@@ -83,8 +83,9 @@ class MultiScaleNetwork(TimedNetwork):
     goes through a tanh. What they find of a pixel goes through layers on every pixel alone (1 x 1 convolutions, tanh), and is read
     out as $z = \sum_j y_j g_j(t)$ with normalized bumps $g_j$ (`time_bumps`).
 
-    Without a dense pathway it takes images of other sizes than `event_shape` too. The default sizes are those of the paper's code;
-    its CIFAR-10 has depth 6, width 100, dense_width 1000, dense_outputs 5, upper_depth 4, upper_width 100.
+    Without a dense pathway it takes images of other sizes than `event_shape` too. The default sizes are those of the paper's code
+    but for the dense pathway, of 500 units there; its CIFAR-10 has depth 6, width 100, dense_width 1000, dense_outputs 5,
+    upper_depth 4, upper_width 100.
 
     Args:
         event_shape: Shape of one image, (height, width) or (height, width, channels).
