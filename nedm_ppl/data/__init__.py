@@ -1,5 +1,8 @@
 """The experiments' data, with the truth beside them where it is known."""
 
+from nedm_ppl.data._dead_leaves import dead_leaves as dead_leaves
+from nedm_ppl.data._dead_leaves import leaf_radii as leaf_radii
+from nedm_ppl.data._dead_leaves import same_leaf_probability as same_leaf_probability
 from nedm_ppl.data._digits import Digits as Digits
 from nedm_ppl.data._digits import digits as digits
 from nedm_ppl.data._gray_code import gray_code_entropy as gray_code_entropy
