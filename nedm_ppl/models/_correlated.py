@@ -61,9 +61,8 @@ class JacobianCovariance(Prediction):
         return self.reverse.network
 
     @property
-    def levels(self) -> tuple[float, ...] | None:
-        """The other kernel's gray levels, if it has any."""
-        return getattr(self.reverse, "levels", None)
+    def data_levels(self) -> tuple[float, ...] | None:
+        return self.reverse.data_levels if isinstance(self.reverse, Parameterization) else None
 
     def data_law(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Distribution:
         (mean, variance), push = jax.linearize(lambda x: self._moments(process, t, x), x)
@@ -135,9 +134,7 @@ def correlated(diffusion: Diffusion, rank: int | None = None) -> Diffusion:
     if rank > size:
         raise ValueError(f"rank must be at most {size}, the number of coordinates of a datum; got {rank}.")
     reverse = JacobianCovariance(diffusion.reverse, None if rank == size else rank)
-    own = getattr(reverse, "levels", None)
-    levels = diffusion.levels if own is None else None
-    return Diffusion(diffusion.process, reverse, first_step=diffusion.first_step, levels=levels)
+    return Diffusion(diffusion.process, reverse, first_step=diffusion.first_step, levels=diffusion.levels)
 
 
 def whole(covariance: Array) -> tuple[Array, Array]:

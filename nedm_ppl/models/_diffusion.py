@@ -2,12 +2,8 @@ r"""A diffusion probabilistic model: a process, a reverse kernel, and the NumPyr
 
 $$p(x_{0..T}) = \pi(x_T) \prod_{t=1}^{T} p(x_{t-1} | x_t).$$
 
-The first step $p(x_0 | x_1)$ is one of
-
-- `fixed`, the paper's: the forward kernel reversed about $\pi$, which learns nothing and avoids an edge effect;
-- `learned`: the reverse kernel at t = 1;
-- `quantized`: a categorical over known gray levels, so that $p(x_0)$ is a probability and not a density. Coordinates are
-  independent in it: a correlated Gaussian kernel is integrated over the levels' bins by its marginal variances.
+The first step $p(x_0 | x_1)$ is the forward kernel reversed, the reverse kernel at t = 1, or a categorical over gray levels:
+`_first_step` says what each is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,26 +18,22 @@ import numpy as np
 import numpyro
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.distributions import Distribution, Normal
+from numpyro.distributions import Distribution
 
 from nedm_ppl._compat import eqx_module
 from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key, check_kind
-from nedm_ppl.laws._low_rank import as_correlated
-from nedm_ppl.laws._mixtures import components, mixture, stack_of
-from nedm_ppl.laws._unwrap import coordinates
+from nedm_ppl.models._first_step import FirstStep, first_step_of
 from nedm_ppl.models._flow import DiffusionFlow, probability_flow
 from nedm_ppl.models._prior import DiffusionPrior
 from nedm_ppl.models._saving import load, save
 from nedm_ppl.models.chain._chain import MarkovChain
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.reverse._context import bind, checked, conditionals, known, num_contexts
-from nedm_ppl.models.reverse._discrete import Levels, check_levels, quantize
-from nedm_ppl.models.reverse._reverse import Parameterization, Prediction
+from nedm_ppl.models.reverse._reverse import Parameterization, Prediction, step_of
 
 __all__ = ["Diffusion"]
 
 TRAJECTORY = {"diffusion_trajectory": True}
-FIRST_STEPS = ("fixed", "learned", "quantized")
 
 
 class Diffusion(eqx.Module):
@@ -81,8 +73,7 @@ class Diffusion(eqx.Module):
         levels: Sequence[float] | ArrayLike | None = None,
     ):
         self.process, self.reverse, self.first_step = process, reverse, first_step
-        own = getattr(reverse, "levels", None)
-        self.levels = own if levels is None else tuple(np.asarray(levels, float).tolist())
+        self.levels = self._own_levels if levels is None else tuple(np.asarray(levels, float).tolist())
 
     def __check_init__(self):
         check_kind("process", self.process, DiffusionProcess)
@@ -91,21 +82,12 @@ class Diffusion(eqx.Module):
                 f"reverse must be a parameterization of a network, or a callable (t, x) -> Distribution; got a "
                 f"{type(self.reverse).__name__}."
             )
-        if self.first_step not in FIRST_STEPS:
-            raise ValueError(f"first_step must be one of {', '.join(FIRST_STEPS)}; got {self.first_step!r}.")
         if isinstance(self.reverse, Parameterization):
             self.reverse.check_process(self.process)
             self.reverse.check_num_steps(self.num_steps)
-        if self.levels is not None:
-            check_levels(self.levels)
-        if getattr(self.reverse, "levels", None) not in (None, self.levels):
+        if self._own_levels not in (None, self.levels):
             raise ValueError("levels must be left to a LevelPrediction, which brings its own; got others beside it.")
-        if self.first_step == "quantized" and self.levels is None:
-            raise ValueError(
-                "levels must be given for a quantized first step: the values a coordinate of x_0 can take."
-            )
-        if self.first_step == "quantized" and self.process.stationary().is_discrete:
-            raise ValueError("first_step 'quantized' is for Gaussian chains; bits are discrete already: use 'learned'.")
+        self.ending.check_process(self.process)
 
     def __repr__(self) -> str:
         """Short at any T and with any network."""
@@ -118,6 +100,20 @@ class Diffusion(eqx.Module):
             f"{type(self.process.schedule).__name__}\n  reverse: {kernel}{of}, {size:,} parameters\n"
             f"  first step: {self.first_step}\n)"
         )
+
+    @property
+    def ending(self) -> FirstStep:
+        """The first step that `first_step` names, as what decides."""
+        return first_step_of(self.first_step, self.levels)
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the data have probabilities, bits and gray levels, and not densities."""
+        return self.process.stationary().is_discrete or self.ending.is_categorical
+
+    @property
+    def _own_levels(self) -> tuple[float, ...] | None:
+        return self.reverse.data_levels if isinstance(self.reverse, Parameterization) else None
 
     @property
     def num_steps(self) -> int:
@@ -159,48 +155,11 @@ class Diffusion(eqx.Module):
     def kernel(self, t: ArrayLike, x: Array) -> Distribution:
         r"""The reverse kernel $p(x_{t-1} | x_t = x)$, for t = 2..T (and t = 1 where the first step is learned)."""
         self.process.check_time(t)
-        if isinstance(self.reverse, Parameterization):
-            return self.reverse(self.process, t, x)
-        law = self.reverse(t, x)
-        if law.event_shape != self.event_shape:
-            raise ValueError(
-                f"reverse must return a distribution of event shape {self.event_shape}; got batch shape {law.batch_shape} and "
-                f"event shape {law.event_shape}. Add .to_event({self.process.event_dim})."
-            )
-        # A law that does not look at x has no batch axes of its own.
-        batch_shape = jnp.broadcast_shapes(law.batch_shape, jnp.shape(x)[: jnp.ndim(x) - self.process.event_dim])
-        return law if law.batch_shape == batch_shape else law.expand(batch_shape)
+        return step_of(self.reverse, self.process, t, x)
 
     def first_kernel(self, x1: Array) -> Distribution:
         r"""The first step $p(x_0 | x_1)$."""
-        if self.first_step == "fixed":
-            return self.process.step(1, x1)
-        if self.first_step == "learned":
-            return self.kernel(1, x1)
-        reverse = self.reverse
-        law = reverse.first_law(self.process, x1) if isinstance(reverse, Prediction) else self.kernel(1, x1)
-        return self._quantized(law)
-
-    def _quantized(self, law: Distribution) -> Distribution:
-        """A law of gray levels as it is, or a Gaussian integrated over the levels' bins; a mixture by component."""
-        assert self.levels is not None  # checked at construction
-        stacked = stack_of(law)
-        if stacked is not None:
-            return self._quantized(stacked).to_event(law.event_dim - stacked.event_dim)
-        parts = components(law)
-        if parts is not None:
-            return mixture(parts[0], self._quantized(parts[1]))
-        if as_correlated(law) is not None:  # by coordinate: correlated levels have no closed form
-            law = Normal(law.mean, jnp.sqrt(law.variance)).to_event(law.event_dim)
-        normal = coordinates(law)
-        if isinstance(normal, Levels):
-            return law
-        if not isinstance(normal, Normal):
-            raise ValueError(
-                f"first_step 'quantized' integrates a Gaussian kernel at t = 1; got a {type(normal).__name__}. "
-                "Use 'learned', or a kernel that ends in Normal(...).to_event()."
-            )
-        return quantize(normal, self.levels).to_event(law.event_dim)
+        return self.ending.kernel(self.process, self.reverse, x1)
 
     def data_law(self, t: ArrayLike, x: Array) -> Distribution:
         r"""What the model expects of $x_0$ given $x_t = x$, independent over coordinates: the kernel's own prediction,
@@ -225,11 +184,7 @@ class Diffusion(eqx.Module):
 
         A density $\log \pi(x_0)$ or a probability of bits; with a quantized first step the noise law integrated over the
         gray levels' bins, in the unit of the model's own probabilities."""
-        if self.first_step != "quantized":
-            return self.process.null_log_prob(x0)
-        assert self.levels is not None  # checked at construction
-        noise = Normal(jnp.zeros(self.event_shape), jnp.ones(self.event_shape))
-        return quantize(noise, self.levels).to_event(self.process.event_dim).log_prob(jnp.asarray(x0))
+        return self.ending.null_log_prob(self.process, x0)
 
     def check_data(self, x0: ArrayLike) -> None:
         """Raise a ValueError of one sentence where `x0`, shape (N, *event), cannot be data of this model."""
@@ -240,13 +195,7 @@ class Diffusion(eqx.Module):
             )
         if isinstance(self.reverse, Parameterization):
             self.reverse.check_data(x0)
-        if self.first_step == "quantized":
-            log_prob = np.asarray(self.null_log_prob(x0))
-            if not np.all(np.isfinite(log_prob)):
-                raise ValueError(
-                    f"x0 must take the {len(self.levels or ())} gray levels of the quantized first step; datum "
-                    f"{int(np.argmin(np.isfinite(log_prob)))} has other values. Scale the data as the levels were."
-                )
+        self.ending.check_data(self.process, x0)
 
     def sample(self, rng_key: Array, sample_shape: Shape = ()) -> Array:
         r"""Ancestral samples of $x_0$, exact draws from the model; shape (*sample_shape, *event), memory independent of T."""

@@ -76,7 +76,7 @@ class VelocityField(eqx.Module):
 
     def __init__(self, diffusion: Model):
         self.diffusion = diffusion
-        self.first = 2 if diffusion.first_step == "fixed" else 1
+        self.first = 1 if diffusion.ending.is_trained else 2
 
     def __call__(self, angle: Array, x: Array) -> Array:
         schedule = self.diffusion.process.schedule
@@ -101,13 +101,13 @@ class VelocityField(eqx.Module):
         r"""$\varphi$ of the data's end and of the noise's."""
         schedule = self.diffusion.process.schedule
         angles = jnp.arctan2(jnp.sqrt(schedule.one_minus_alpha_bar), jnp.sqrt(schedule.alpha_bar))
-        return angles[1] if self.diffusion.first_step == "quantized" else jnp.zeros_like(angles[0]), angles[-1]
+        return angles[1] if self.diffusion.ending.is_categorical else jnp.zeros_like(angles[0]), angles[-1]
 
     def kinks(self) -> Array:
         r"""$\varphi$ of the steps between which the field is interpolated, shape (num_kinks,)."""
         schedule = self.diffusion.process.schedule
         angles = jnp.arctan2(jnp.sqrt(schedule.one_minus_alpha_bar), jnp.sqrt(schedule.alpha_bar))
-        starts_at_first = self.diffusion.first_step == "quantized"
+        starts_at_first = self.diffusion.ending.is_categorical
         return jax.lax.stop_gradient(angles[self.first + starts_at_first : -1])
 
 
@@ -282,7 +282,7 @@ def probability_flow(
         raise ValueError(
             "diffusion.flow() needs a GaussianDiffusion; bits have no path to flow along. Use marginal_log_likelihood."
         )
-    if diffusion.first_step == "fixed" and diffusion.num_steps < 2:
+    if not diffusion.ending.is_trained and diffusion.num_steps < 2:
         raise ValueError(
             "num_steps must be at least 2 for the flow of a fixed first step, which trains no kernel at t = 1."
         )

@@ -6,6 +6,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
+from nedm_ppl.models._first_step import FirstStep
 from nedm_ppl.models.chain._process import DiffusionProcess
 
 __all__ = ["Model"]
@@ -16,7 +17,9 @@ class Model(Protocol):
     """A forward process, and a reverse chain that ends in x_0; `models.Diffusion` is one, and says what each is."""
 
     process: DiffusionProcess
-    first_step: str
+
+    @property
+    def ending(self) -> FirstStep: ...
 
     @property
     def num_steps(self) -> int: ...

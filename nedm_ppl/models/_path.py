@@ -64,7 +64,7 @@ def sample_path(name: str, diffusion: Diffusion, *, centered: bool = False) -> A
         raise ValueError(
             f"diffusion must be of a Gaussian chain for sample_path; got a {_name(diffusion.process)}: {PARTICLES}"
         )
-    if diffusion.first_step == "quantized":
+    if diffusion.ending.is_categorical:
         raise ValueError(
             f"first_step must be 'fixed' or 'learned' for sample_path; got 'quantized', a categorical over gray levels: {PARTICLES}"
         )

@@ -96,7 +96,7 @@ def respace(diffusion: Diffusion, num_steps: Count, *, spacing: str = "index") -
         _with(process, "schedule", FixedSchedule(-np.expm1(log_keep))),
         _with(reverse, "network", network),
         first_step=diffusion.first_step,
-        levels=None if getattr(reverse, "levels", None) is not None else diffusion.levels,
+        levels=diffusion.levels,
     )
 
 

@@ -376,9 +376,9 @@ def _low_discrepancy(rng_key: Array, num_times: int, num_data: int, first: int, 
 def _first_step(rng_key: Array, diffusion: Diffusion, x0: Array, contexts: Array | None, share: float) -> Array:
     r"""$\mathrm{E}_{q(x_1 | x_0)} \log p(x_0 | x_1)$ per datum."""
     process = diffusion.process
-    if diffusion.first_step == "fixed":
-        # Reversibility: log p(x_0 | x_1) = log q(x_1 | x_0) + log pi(x_0) - log pi(x_1), and each has its expectation.
-        return process.null_log_prob(x0) - process.step_entropy(1, x0) + process.cross_entropy(1, x0)
+    exact = diffusion.ending.expected_log_prob(process, x0)
+    if exact is not None:
+        return exact
     key_rows, key_x = jax.random.split(rng_key)
     num_data = x0.shape[0]
     count = max(1, round(share * num_data))

@@ -349,13 +349,12 @@ def marginal_log_likelihood(
     contexts = rows_of_context(diffusion, context, batch_shape)
     sampler = _Sampler(rng_key, diffusion, flat, contexts, min(batch_size, _few_sizes(most * len(flat))), memory_limit)
     log_weights, count = _draw_until(sampler, start, most, target_se, progress)
-    is_discrete = diffusion.process.stationary().is_discrete or diffusion.first_step == "quantized"
     result = LogLikelihood.from_log_weights(
         log_weights.reshape(-1, *batch_shape),
         num_trajectories=count.reshape(batch_shape),
         target_se=target_se,
         data=values,
-        unit=UNITS[is_discrete],
+        unit=UNITS[diffusion.is_discrete],
     )
     if not result.reached.all():
         warnings.warn(

@@ -184,6 +184,10 @@ class LevelPrediction(Prediction):
     def __check_init__(self):
         check_levels(self.levels)
 
+    @property
+    def data_levels(self) -> tuple[float, ...]:
+        return self.levels
+
     def data_logits(self, process: GaussianDiffusion, t: ArrayLike, x: Array) -> Array:
         r"""Unnormalized $\log p(x_0 = \ell | x_t)$ per coordinate, shape (*batch, *event, num_levels)."""
         known = process.evidence(t, x, jnp.asarray(self.levels)) if self.evidence else 0.0

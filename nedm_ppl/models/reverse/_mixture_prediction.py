@@ -74,9 +74,8 @@ class MixturePrediction(Prediction):
         return self.prediction.network
 
     @property
-    def levels(self) -> tuple[float, ...] | None:
-        """The components' gray levels, if they have any."""
-        return getattr(self.prediction, "levels", None)
+    def data_levels(self) -> tuple[float, ...] | None:
+        return self.prediction.data_levels
 
     def data_law(self, process: Any, t: ArrayLike, x: Array) -> Distribution:
         output, event_dim = self._output(process, t, x), process.event_dim

@@ -61,6 +61,11 @@ class Parameterization(eqx.Module):
     def check_process(self, process: DiffusionProcess) -> None:
         """Raise a ValueError where this parameterization means nothing for `process`."""
 
+    @property
+    def data_levels(self) -> tuple[float, ...] | None:
+        """The gray levels that it predicts; None where it predicts no levels."""
+        return None
+
     def check_data(self, x0: ArrayLike) -> None:
         """Raise a ValueError where data cannot be what this parameterization predicts; any can, unless it says otherwise."""
 
@@ -315,7 +320,17 @@ class VelocityPrediction(_MomentPrediction):
 
 def step_of(reverse: Any, process: Any, t: ArrayLike, x: Array) -> Distribution:
     r"""The step $p(x_{t-1} | x_t = x)$ of a parameterization, or of a callable `(t, x) -> Distribution`."""
-    return reverse(process, t, x) if isinstance(reverse, Parameterization) else reverse(t, x)
+    if isinstance(reverse, Parameterization):
+        return reverse(process, t, x)
+    law = reverse(t, x)
+    if law.event_shape != process.event_shape:
+        raise ValueError(
+            f"reverse must return a distribution of event shape {process.event_shape}; got batch shape {law.batch_shape} and "
+            f"event shape {law.event_shape}. Add .to_event({process.event_dim})."
+        )
+    # A law that does not look at x has no batch axes of its own.
+    batch_shape = jnp.broadcast_shapes(law.batch_shape, jnp.shape(x)[: jnp.ndim(x) - process.event_dim])
+    return law if law.batch_shape == batch_shape else law.expand(batch_shape)
 
 
 def first_law(reverse: Any, process: Any, x1: Array) -> Distribution:
