@@ -1,6 +1,7 @@
 """The command line and the experiments behind it, in small: what a run leaves, and one sentence for every mistake."""
 
 import errno
+import fcntl
 import gc
 import inspect
 import json
@@ -68,18 +69,25 @@ def few_data():
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory, few_data):
-    """run_folder / name: one small finished run of an experiment, run when it is first asked for."""
+def run_folder(tmp_path_factory, worker_id, few_data):
+    """run_folder / name: one small finished run of an experiment, run by the worker that asks first; each has a copy."""
 
     class Runs:
         def __init__(self):
             self.root = tmp_path_factory.mktemp("runs")
+            base = tmp_path_factory.getbasetemp()
+            self.shared = (base if worker_id == "master" else base.parent) / "shared"
+            self.shared.mkdir(exist_ok=True)
 
         def __truediv__(self, name):
             if not (self.root / name).exists():
-                with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-                    code, _ = nedm("run", name, "--out", self.root / name, *SMALL[name])
-                assert code == 0
+                with open(self.shared / f"{name}.lock", "w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    if not (self.shared / name).exists():
+                        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                            code, _ = nedm("run", name, "--out", self.shared / name, *SMALL[name])
+                        assert code == 0
+                shutil.copytree(self.shared / name, self.root / name)
             return self.root / name
 
     return Runs()
@@ -451,10 +459,10 @@ def test_a_mistake_under_force_or_resume_costs_nothing(run_folder, tmp_path, cap
     assert code == 2 and "it holds no earlier run" in said
 
 
-def test_damaged_metrics_beside_a_model_are_one_sentence(run_folder, capsys):
-    file = run_folder / "swiss-roll-rbf" / "metrics.json"
-    file.write_text("{")
-    code, said = nedm("show", run_folder / "swiss-roll-rbf", capsys=capsys)
+def test_damaged_metrics_beside_a_model_are_one_sentence(run_folder, tmp_path, capsys):
+    folder = shutil.copytree(run_folder / "heartbeat", tmp_path / "run")
+    (folder / "metrics.json").write_text("{")
+    code, said = nedm("show", folder, capsys=capsys)
     assert code == 2 and "metrics.json is damaged; remove it, or run the experiment again." in said
 
 

@@ -138,7 +138,9 @@ def test_hutchinson_is_unbiased_and_its_error_is_right():
 # --- derivatives, programs ------------------------------------------------------------------------------------------------
 
 
-def test_a_gradient_is_that_of_the_density_at_every_tolerance(double):
+@pytest.mark.cases(1)
+@pytest.mark.parametrize("tolerance", [1e-5, 1e-9])
+def test_a_gradient_is_that_of_the_density_at_every_tolerance(double, tolerance):
     """Undivided by `jit`, where the backward pass is compiled apart from the forward one and rounds in its own way."""
     network = models.networks.ResidualMLP((2,), (2, 2), 20, width=32, depth=2, key=jax.random.key(0))
     network = jax.tree.map(
@@ -153,8 +155,7 @@ def test_a_gradient_is_that_of_the_density_at_every_tolerance(double):
 
     above, below = density(1e-10)(x + h * jnp.stack([jnp.eye(2), -jnp.eye(2)]))
     slopes = (above - below) / (2.0 * h)
-    for tolerance in 1e-5, 1e-9:
-        np.testing.assert_allclose(jax.grad(density(tolerance))(x), slopes, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(density(tolerance))(x), slopes, rtol=1e-5)
 
 
 @pytest.mark.long
