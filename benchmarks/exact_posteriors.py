@@ -54,7 +54,7 @@ def linear_gaussian() -> Table:
         upper = np.triu_indices(len(mean))
         for how in ("diagonal", "jacobian"):
             keys = jax.random.split(jax.random.key(seed), NUM_RUNS)
-            particles = run(keys, multiply(diffusion, r, along="lookahead", covariance=how))
+            particles = run(keys, multiply(diffusion, r, along=inference.Lookahead(how)))
             z = np.exp(np.asarray(particles.log_evidence, np.float64) - log_z)
             weights, x = np.exp(np.asarray(particles.log_weights, np.float64)), np.asarray(particles.x, np.float64)
             # Z times a mean over particles is unbiased for Z times the posterior's, run by run.

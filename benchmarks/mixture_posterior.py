@@ -37,6 +37,7 @@ from scipy.stats import multivariate_normal
 from nedm_ppl import inference, models
 
 NUM_DRAWS, NUM_SLICES = 2000, 100
+AHEAD = inference.Lookahead(covariance="jacobian")
 PROTOCOL_PARTICLES, PROTOCOL_RUNS, PROTOCOL_TRUTH = 128, 1000, 10_000
 
 
@@ -150,7 +151,7 @@ def measure(dx: int, dy: int, num_particles: int, num_times: int, num_instances:
         truth, log_z = exact(case, rng, 2 * NUM_DRAWS)
         first, second = truth[:NUM_DRAWS], truth[NUM_DRAWS:]
         start = time.perf_counter()
-        target = posterior(case, num_times, along="lookahead", covariance="jacobian")
+        target = posterior(case, num_times, along=AHEAD)
         particles = jax.block_until_ready(run_filter(key, target, num_particles))
         row["seconds"].append(time.perf_counter() - start)  # the first one compiles
         weights = np.exp(np.asarray(particles.log_weights, np.float64))
@@ -181,7 +182,7 @@ def measure_protocol(dy: int, num_instances: int) -> dict[str, Any]:
     for seed in range(num_instances):
         case, rng = instance(seed, 8, dy), np.random.default_rng(seed)
         truth, _ = exact(case, rng, PROTOCOL_TRUTH + PROTOCOL_RUNS)
-        target = posterior(case, 100, along="lookahead", covariance="jacobian")
+        target = posterior(case, 100, along=AHEAD)
         keys = jax.random.split(jax.random.key(seed), (10, PROTOCOL_RUNS // 10))
         draws = np.concatenate([np.asarray(run_many(part, target)) for part in keys])
         row["floor"].append(max_sliced_wasserstein(truth[:PROTOCOL_TRUTH], truth[PROTOCOL_TRUTH:], rng))

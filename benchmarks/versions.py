@@ -27,7 +27,7 @@ def filtering(dx: int, dy: int) -> Callable[[], None]:
     """A thousand particles over 100 times, as in the table of mixture posteriors."""
     import mixture_posterior as mixture
 
-    target = mixture.posterior(mixture.instance(0, dx, dy), 100, along="lookahead", covariance="jacobian")
+    target = mixture.posterior(mixture.instance(0, dx, dy), 100, along=mixture.AHEAD)
     return lambda: jax.block_until_ready(mixture.run_filter(jax.random.key(0), target, 1000))
 
 

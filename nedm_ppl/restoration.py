@@ -26,9 +26,9 @@ from jax import Array
 
 from nedm_ppl.files import OutputFolderError, write_figure, write_json, write_netcdf, write_outputs
 from nedm_ppl.inference.posterior._multiplier import Known, Multiplier, NormalObservation
+from nedm_ppl.inference.posterior._multiply import multiply
 from nedm_ppl.inference.posterior._particle_posterior import ParticlePosterior
 from nedm_ppl.inference.posterior._particle_verdict import DoubtfulPosterior
-from nedm_ppl.inference.posterior._posterior import multiply
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models._respace import respace
 

@@ -13,7 +13,7 @@ from nedm_ppl import models
 from nedm_ppl.inference import BernoulliObservation, multiply
 from nedm_ppl.inference.posterior import conditional_filter, conditional_importance
 from nedm_ppl.inference.posterior._conditional_filter import choose, resample
-from nedm_ppl.inference.posterior._posterior import Look
+from nedm_ppl.inference.posterior._multiplied import Look
 from tests.conftest import SIGNIFICANCE, assert_mean, chi_square
 from tests.exact import product_law, reverse_matrices, states
 

@@ -75,7 +75,6 @@ LONG_FILES = {  # of more than 300 lines, and why one idea fills them
     "models/_diffusion.py": "the model, whose docstrings are the reference",
     "models/_flow.py": "the field, its solver and the law they make",
     "inference/posterior/_multiplier.py": "the multipliers, one class each",
-    "inference/posterior/_posterior.py": "the ways along the chain, one class each",
     "inference/posterior/_particle_posterior.py": "one object, its numbers and its report",
     "inference/posterior/_downstream.py": "one program's sites, each by its kind",
     "inference/likelihood/_likelihood.py": "the estimate, its numbers and its conversions",

@@ -32,7 +32,9 @@ def posterior() -> inference.ParticlePosterior:
     )
     diffusion = models.Diffusion(process, reverse, first_step="learned")
     r = inference.LinearObservation(Y, MATRIX, scale=SCALE)
-    result = inference.ParticlePosterior(diffusion, r, num_particles=250, num_repeats=16, covariance="jacobian")
+    result = inference.ParticlePosterior(
+        diffusion, r, num_particles=250, num_repeats=16, along=inference.Lookahead("jacobian")
+    )
     result.run(jax.random.key(0))
     return result
 

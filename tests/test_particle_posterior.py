@@ -13,10 +13,9 @@ from numpyro import handlers
 from scipy import stats
 
 from nedm_ppl import inference, models
-from nedm_ppl.inference import ParticlePosterior, multiply
+from nedm_ppl.inference import Lookahead, ParticlePosterior, multiply
 from nedm_ppl.inference.posterior import particle_filter
 from nedm_ppl.inference.posterior._downstream import Downstream, diffusion_site, guide
-from nedm_ppl.inference.posterior._posterior import Lookahead
 from tests.conftest import assert_mean, standard_error
 from tests.exact import bits_log_prob, linear_data_law, states
 from tests.zoo import LINEAR_PROCESS, diagonal, observed
@@ -36,7 +35,7 @@ def instances():
         y, matrix, noise = observation
         diffusion = diagonal(PROCESS, *model)
         r = inference.LinearObservation(y, matrix, covariance=noise)
-        targets = [multiply(diffusion, r, along="lookahead", covariance=how) for how in ("diagonal", "jacobian")]
+        targets = [multiply(diffusion, r, along=Lookahead(how)) for how in ("diagonal", "jacobian")]
         runs = [jax.vmap(lambda k, t=t: particle_filter(k, t, 32))(jax.random.split(key, 64)) for t in targets]
         kept = [(run.x, run.log_weights, run.log_evidence) for run in runs]
         return kept, multiply(diffusion, r).sample(key, (1000,))
@@ -78,14 +77,14 @@ def test_a_weight_without_one_of_its_factors_fails_the_same_test(instances):
     with pytest.raises(AssertionError):
         for i, (arrays, (y, matrix, noise), (_, _, log_z)) in enumerate(cases):
             r = inference.Product((inference.LinearObservation(y, matrix, covariance=noise),))
-            target = Forgetful(diagonal(PROCESS, *arrays), r, r)
+            target = Forgetful(diagonal(PROCESS, *arrays), r, r, Lookahead())
             keys = jax.random.split(jax.random.key(i), 64)
             spoiled = _evidences(keys, target)
             assert log_evidence[i].shape == spoiled.shape
             assert_mean(np.exp(np.asarray(spoiled, np.float64) - log_z), 1.0)
 
 
-class Forgetful(Lookahead):
+class Forgetful(inference.MultipliedDiffusion):
     """A filter whose r_t is not divided out again: one factor of every weight left out."""
 
     def look(self, t, x):
@@ -286,7 +285,7 @@ def test_a_hierarchy_of_gaussian_rows_has_its_closed_form():
         with numpyro.plate("rows", 2):
             numpyro.sample("y", dist.Normal(2.0 * x + 1.0, 0.8).to_event(1), obs=ys)
 
-    posterior = ParticlePosterior(rows, num_particles=50, num_repeats=8, covariance="jacobian")
+    posterior = ParticlePosterior(rows, num_particles=50, num_repeats=8, along=Lookahead("jacobian"))
     posterior.run(jax.random.key(3), jnp.asarray(ys))
     a = np.concatenate([2.0 * np.eye(DIM)] * 2)
     spread, residual = a @ cov @ a.T + 0.64 * np.eye(2 * DIM), ys.ravel() - 1.0 - a @ mean
@@ -469,7 +468,7 @@ def several(y):
         (lambda: ParticlePosterior(MODEL, ONE_KNOWN, along="constant"), (), "would be held at their values at every t"),
         (lambda: ParticlePosterior(DENSE, ONE_KNOWN, along="forward"), (), "gives a MultivariateNormal"),
         (lambda: ParticlePosterior(MODEL, OBSERVED, along="forward"), (), "is for known coordinates alone"),
-        (lambda: ParticlePosterior(MODEL, OBSERVED, along="power", num_draws=3), (), "belong to along"),
+        (lambda: Lookahead(num_draws=0), (), "num_draws must be at least 1; got 0"),
         (lambda: ParticlePosterior(two_sites), (), "must have one diffusion site; got a, b"),
         (lambda: ParticlePosterior(other_latent), (jnp.zeros(DIM),), "got noise"),
         (lambda: ParticlePosterior(several), (jnp.zeros((2, DIM)),), "draws several data"),

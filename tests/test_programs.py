@@ -23,6 +23,7 @@ from nedm_ppl.inference import (
     DoubtfulPosterior,
     Function,
     LinearObservation,
+    Lookahead,
     ParticleMetropolis,
     ParticlePosterior,
     PathGibbs,
@@ -270,7 +271,7 @@ def test_many_looks_at_one_coordinate_are_one(rows):
 CLOSED = """
     import jax, jax.numpy as jnp, numpy as np, numpyro, numpyro.distributions as dist
     from nedm_ppl import models
-    from nedm_ppl.inference import LinearObservation, ParticlePosterior
+    from nedm_ppl.inference import LinearObservation, Lookahead, ParticlePosterior
 
     def closed(matrix, y, scale):
         covariance = matrix @ matrix.T + scale**2 * np.eye(len(y))
@@ -293,7 +294,7 @@ ROWS = {
     matrix, y = rng.normal(size=(rows, dim)) / np.sqrt(rows), rng.normal(size=rows)
     r = LinearObservation(y, matrix, scale=0.5)
     posterior = ParticlePosterior(
-        models.Diffusion(process, process.step), r, covariance="jacobian", num_particles=200, num_repeats=8
+        models.Diffusion(process, process.step), r, along=Lookahead("jacobian"), num_particles=200, num_repeats=8
     )
     check(posterior, closed(matrix, y, 0.5), jax.random.key(0))
 """,
@@ -436,7 +437,7 @@ def test_the_jacobian_where_no_signal_is_left():
     process = models.GaussianDiffusion((2,), models.schedules.erasing(10))
     diffusion = noise_of(process)
     r = LinearObservation([1.5], [[1.0, 1.0]], scale=0.5)
-    posterior = ParticlePosterior(diffusion, r, covariance="jacobian", num_particles=500, num_repeats=16)
+    posterior = ParticlePosterior(diffusion, r, along=Lookahead("jacobian"), num_particles=500, num_repeats=16)
     posterior.run(jax.random.key(0))
     assert_close(posterior.log_evidence.mean, posterior.log_evidence.se, float(dist.Normal(0.0, 1.5).log_prob(1.5)))
 

@@ -256,7 +256,7 @@ def taken(program):
     """What PathGibbs found, and the target of a row."""
     kernel = PathGibbs(program, num_particles=2)
     kernel.init(jax.random.key(0), 0, None, (), {})
-    return kernel._found, lambda row: target_of(program, kernel._found, (), {}, kernel._options, jnp.asarray(row))
+    return kernel._found, lambda row: target_of(program, kernel._found, (), {}, kernel._along, jnp.asarray(row))
 
 
 @pytest.mark.parametrize(("step", "members"), [(0, 3), (1, None), (-1, None)])

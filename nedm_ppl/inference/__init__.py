@@ -31,6 +31,7 @@ from nedm_ppl.inference.posterior import Downstream as Downstream
 from nedm_ppl.inference.posterior import Function as Function
 from nedm_ppl.inference.posterior import Known as Known
 from nedm_ppl.inference.posterior import LinearObservation as LinearObservation
+from nedm_ppl.inference.posterior import Lookahead as Lookahead
 from nedm_ppl.inference.posterior import MultipliedDiffusion as MultipliedDiffusion
 from nedm_ppl.inference.posterior import Multiplier as Multiplier
 from nedm_ppl.inference.posterior import NormalObservation as NormalObservation

@@ -34,7 +34,8 @@ from nedm_ppl.inference.posterior._downstream import (
     prior_sources,
     program_marks,
 )
-from nedm_ppl.inference.posterior._posterior import MultipliedDiffusion, multiply
+from nedm_ppl.inference.posterior._multiplied import Along, MultipliedDiffusion
+from nedm_ppl.inference.posterior._multiply import multiply
 from nedm_ppl.inference.program._recognize import Roles, roles
 from nedm_ppl.inference.program._structure import structure
 from nedm_ppl.models._prior import DiffusionPrior
@@ -127,7 +128,7 @@ def target_of(
     found: Composition,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    options: dict[str, Any],
+    along: Along,
     member: ArrayLike | None = None,
 ) -> MultipliedDiffusion:
     """The chain of a program whose other latents are all given, multiplied by what depends on its site.
@@ -136,22 +137,22 @@ def target_of(
         program: The program; every latent but the diffusion's is conditioned.
         found: From `compose`.
         args, kwargs: The program's arguments.
-        options: Those of `multiply`.
+        along: How r continues along the chain.
         member: Which draw of the plate, a flat index, where there is a filter for each.
     """
     everything = jnp.zeros((*found.batch_shape, *found.event_shape))
     given = handlers.condition(handlers.seed(program, 0), {found.name: everything})
     prior = prior_of(handlers.trace(given).get_trace(*args, **kwargs)[found.name]["fn"])
     assert prior is not None
-    apart, tied = found.roles.apart, options["covariance"] == "jacobian"
+    apart, tied = found.roles.apart, along.ties_rows
     if member is None:
         whole = Downstream(program, found.name, args, kwargs, apart)
         diffusion = stacked(prior.diffusion, found.batch_shape)
-        return multiply(diffusion, whole, guide(whole, found.roles, everything.shape, rows=tied), **options)
+        return multiply(diffusion, whole, guide(whole, found.roles, everything.shape, rows=tied), along=along)
     whole = Downstream(program, found.name, args, kwargs, apart, jnp.asarray(member), found.batch_shape, found.plates)
     contexts = held_by_rows(prior.diffusion.reverse, found.batch_shape)
     diffusion = prior.diffusion if contexts is None else bind(prior.diffusion, contexts[member])
-    return multiply(diffusion, whole, guide(whole, found.roles, found.event_shape, rows=tied), **options)
+    return multiply(diffusion, whole, guide(whole, found.roles, found.event_shape, rows=tied), along=along)
 
 
 def _concrete(leaf: Any) -> Any:

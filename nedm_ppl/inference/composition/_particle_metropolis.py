@@ -31,7 +31,9 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from nedm_ppl._compat import Tracer, init_to_sample
 from nedm_ppl.inference.composition._composition import Composition, compose, is_several, target_of
+from nedm_ppl.inference.posterior._along import as_along
 from nedm_ppl.inference.posterior._downstream import log_density
+from nedm_ppl.inference.posterior._multiplied import Along
 from nedm_ppl.inference.posterior._particles import particle_filter
 
 __all__ = ["ParticleMetropolis", "ParticleMetropolisState"]
@@ -82,7 +84,6 @@ class ParticleMetropolis(MCMCKernel):
         model: The NumPyro program; the prior's parameters may depend on the other latents.
         num_particles: N of the filter; in a plate that everything downstream shares, of the filter of every draw.
         along: How r continues along the chain, as in `multiply`.
-        covariance, num_draws: Options of `lookahead`, as in `multiply`.
         step_size: First step of the random walk, as a multiple of 2.4 / sqrt(dim) standard deviations.
         target_accept_prob: What warm-up aims at.
 
@@ -115,9 +116,7 @@ class ParticleMetropolis(MCMCKernel):
         model: Callable[..., Any],
         *,
         num_particles: int = 100,
-        along: str | Callable[[ArrayLike, Array], Array] = "lookahead",
-        covariance: str = "diagonal",
-        num_draws: int = 16,
+        along: Along | str | Callable[[ArrayLike, Array], Array] = "lookahead",
         step_size: float = 1.0,
         target_accept_prob: float = 0.25,
     ):
@@ -130,7 +129,7 @@ class ParticleMetropolis(MCMCKernel):
             )
         self._model, self.num_particles = model, num_particles
         self.step_size, self.target_accept_prob = step_size, target_accept_prob
-        self._options: dict[str, Any] = {"along": along, "covariance": covariance, "num_draws": num_draws}
+        self._along = as_along(along)
         self._found: Composition | None = None
         self._num_warmup = 0
 
@@ -240,7 +239,7 @@ class ParticleMetropolis(MCMCKernel):
         apart = sum((jnp.sum(log_density(trace[name])) for name in found.roles.apart), log_det)
 
         def filtered(member: Array | None, key: Array) -> tuple[Array, Array]:
-            target = target_of(program, found, args, kwargs, self._options, member)
+            target = target_of(program, found, args, kwargs, self._along, member)
             key_filter, key_choose = jax.random.split(key)
             particles = particle_filter(key_filter, target, self.num_particles)
             index = jax.random.categorical(key_choose, particles.log_weights)

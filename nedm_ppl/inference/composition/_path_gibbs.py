@@ -28,7 +28,9 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from nedm_ppl._compat import Tracer
 from nedm_ppl.inference.composition._composition import Composition, compose, gibbs_interface, is_several, target_of
+from nedm_ppl.inference.posterior._along import as_along
 from nedm_ppl.inference.posterior._conditional_filter import conditional_filter, conditional_importance
+from nedm_ppl.inference.posterior._multiplied import Along
 from nedm_ppl.inference.posterior._multiplier import Multiplier
 
 __all__ = ["PathGibbs", "PathGibbsState"]
@@ -63,7 +65,6 @@ class PathGibbs(MCMCKernel):
         model: The NumPyro program, the one callable of all blocks.
         num_particles: N of every filter, and trajectories of every importance resampling; at least 2.
         along: How r continues along the chain, as in `multiply`: it decides how fast the chain mixes, not what it samples.
-        covariance, num_draws: Options of `lookahead`, as in `multiply`.
 
     Raises:
         ValueError: fewer than two particles. When MCMC starts: a block that is not one diffusion site, a prior that depends on
@@ -96,9 +97,7 @@ class PathGibbs(MCMCKernel):
         model: Callable[..., Any],
         *,
         num_particles: int = 16,
-        along: str | Callable[[ArrayLike, Array], Array] = "lookahead",
-        covariance: str = "diagonal",
-        num_draws: int = 16,
+        along: Along | str | Callable[[ArrayLike, Array], Array] = "lookahead",
     ):
         gibbs_interface("PathGibbs")
         if num_particles < 2:
@@ -106,7 +105,7 @@ class PathGibbs(MCMCKernel):
                 f"num_particles must be at least 2, of which one is the trajectory of before; got {num_particles}."
             )
         self._model, self.num_particles = model, num_particles
-        self._options: dict[str, Any] = {"along": along, "covariance": covariance, "num_draws": num_draws}
+        self._along = as_along(along)
         self._found: Composition | None = None
 
     @property
@@ -130,7 +129,7 @@ class PathGibbs(MCMCKernel):
         name, shape = self._found.name, (*self._found.batch_shape, *self._found.event_shape)
         key_x0, key_path, key_tries, rng_key = jax.random.split(rng_key, 4)
         kwargs = {} if model_kwargs is None else dict(model_kwargs)
-        target = target_of(self._model, self._found._replace(plates=()), model_args, kwargs, self._options)
+        target = target_of(self._model, self._found._replace(plates=()), model_args, kwargs, self._along)
         x0 = target.diffusion.sample(key_x0) if not init_params else jnp.asarray(init_params[name])
         if x0.shape != shape:
             raise ValueError(f"init_params must give site {name!r} shape {shape}; got {x0.shape}.")
@@ -153,7 +152,7 @@ class PathGibbs(MCMCKernel):
         starts = jnp.stack([jnp.asarray(len(before)), jax.random.randint(key_s, (), 0, len(before))])
 
         def sweep(member: Array | None, key: Array, path: Array) -> Array:
-            target = target_of(self._model, found, model_args, kwargs, self._options, member)
+            target = target_of(self._model, found, model_args, kwargs, self._along, member)
 
             def move(path: Array, step: tuple[Array, Array]) -> tuple[Array, None]:
                 (key_later, key_earlier), start = jax.random.split(step[0]), step[1]

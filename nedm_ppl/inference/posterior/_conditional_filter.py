@@ -31,9 +31,9 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from nedm_ppl.inference.likelihood._weights import log_ratio
+from nedm_ppl.inference.posterior._multiplied import Look, MultipliedDiffusion
 from nedm_ppl.inference.posterior._multiplier import NEVER
 from nedm_ppl.inference.posterior._particles import usable
-from nedm_ppl.inference.posterior._posterior import Look, MultipliedDiffusion
 from nedm_ppl.inference.posterior._proposals import log_density
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.numbers import effective_sample_size

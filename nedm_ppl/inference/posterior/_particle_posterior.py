@@ -20,11 +20,13 @@ from tqdm.auto import tqdm
 from nedm_ppl._compat import eval_provenance
 from nedm_ppl.arguments import check_concrete, check_key
 from nedm_ppl.inference._named_arrays import container, dataset, described
+from nedm_ppl.inference.posterior._along import as_along
 from nedm_ppl.inference.posterior._downstream import Downstream, Site, diffusion_site, guide, prior_of
+from nedm_ppl.inference.posterior._multiplied import Along, MultipliedDiffusion
 from nedm_ppl.inference.posterior._multiplier import Known, Multiplier, Product, as_multiplier
+from nedm_ppl.inference.posterior._multiply import multiply
 from nedm_ppl.inference.posterior._particle_verdict import DoubtfulPosterior, doubts
 from nedm_ppl.inference.posterior._particles import Particles, Resampling, particle_filter, systematic
-from nedm_ppl.inference.posterior._posterior import MultipliedDiffusion, multiply
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.numbers import log_mean_exp, relative_weights
 
@@ -61,7 +63,6 @@ class ParticlePosterior:
         num_particles: N, per repeat.
         num_repeats: Independent filters. Their spread is the standard error of everything; one alone has none.
         along: How r continues along the chain, as in `multiply`.
-        covariance, num_draws: Options of `lookahead`, as in `multiply`.
         resampling: `(key, weights) -> indices`; `posterior.systematic` or `posterior.multinomial`.
         threshold: Resample where the effective sample size falls below this share of N.
         sharding: How particles are laid over devices, for their first axis.
@@ -93,9 +94,7 @@ class ParticlePosterior:
         *,
         num_particles: int = 1000,
         num_repeats: int = 4,
-        along: str | Callable[[ArrayLike, Array], Array] = "lookahead",
-        covariance: str = "diagonal",
-        num_draws: int = 16,
+        along: Along | str | Callable[[ArrayLike, Array], Array] = "lookahead",
         resampling: Resampling = systematic,
         threshold: float = 0.5,
         sharding: Sharding | None = None,
@@ -112,7 +111,7 @@ class ParticlePosterior:
             )
         self.model, self.r = model, r
         self.num_particles, self.num_repeats = num_particles, num_repeats
-        self._options: dict[str, Any] = {"along": along, "covariance": covariance, "num_draws": num_draws}
+        self._along = as_along(along)
         self._filter: dict[str, Any] = {"resampling": resampling, "threshold": threshold, "sharding": sharding}
         self._site = "x"
         self._found: Site | None = None
@@ -386,12 +385,12 @@ class ParticlePosterior:
             self._found = diffusion_site(self.model, args, kwargs)
             self._site, diffusion = self._found.name, self._found.diffusion
             r = Downstream(self.model, self._site, args, kwargs, self._found.roles.apart)
-            return multiply(diffusion, r, self._guide(r, self._found), **self._options)
-        _check_support(product, self._options["along"])
-        return multiply(diffusion, product, **self._options)
+            return multiply(diffusion, r, self._guide(r, self._found), along=self._along)
+        _check_support(product, self._along)
+        return multiply(diffusion, product, along=self._along)
 
     def _guide(self, r: Downstream, found: Site) -> Product:
-        tied = self._options["covariance"] == "jacobian"
+        tied = self._along.ties_rows
         return guide(r, found.roles, found.diffusion.event_shape, rows=tied)
 
     def _batch_of(self, target: MultipliedDiffusion, args: tuple[Any, ...]) -> MultipliedDiffusion:
@@ -401,11 +400,11 @@ class ParticlePosterior:
         def one(*args: Any) -> tuple[Product, Product]:
             if isinstance(model, Diffusion):
                 assert callable(self.r)
-                own = multiply(model, as_multiplier(self.r(*args)), **self._options)
+                own = multiply(model, as_multiplier(self.r(*args)), along=self._along)
             else:
                 assert found is not None
                 r = Downstream(model, found.name, args, {}, found.roles.apart)
-                own = multiply(found.diffusion, r, self._guide(r, found), **self._options)
+                own = multiply(found.diffusion, r, self._guide(r, found), along=self._along)
             return own.r, own.guide
 
         return eqx.tree_at(_multiplied, target, eqx.filter_vmap(one)(*args))
@@ -480,12 +479,12 @@ def _multiplied(target: MultipliedDiffusion) -> tuple[Product, Product]:
     return target.r, target.guide
 
 
-def _check_support(r: Product, along: Any) -> None:
-    if along in ("constant", "power") and any(isinstance(factor, Known) for factor in r.factors):
+def _check_support(r: Product, along: Along) -> None:
+    if along.holds_known and any(isinstance(factor, Known) for factor in r.factors):
         raise ValueError(
-            f"known coordinates with along={along!r} would be held at their values at every t, while the model only has them so at "
-            "t = 0: no weight repairs that. Use along='forward' or 'lookahead', or `multiply` for the paper's approximate "
-            "inpainting."
+            f"known coordinates with along={type(along).__name__.lower()!r} would be held at their values at every t, while the "
+            "model only has them so at t = 0: no weight repairs that. Use along='forward' or 'lookahead', or `multiply` for the "
+            "paper's approximate inpainting."
         )
 
 

@@ -21,7 +21,7 @@ from jax.scipy.special import logsumexp
 from jax.sharding import Sharding
 from jax.typing import ArrayLike
 
-from nedm_ppl.inference.posterior._posterior import Look, MultipliedDiffusion
+from nedm_ppl.inference.posterior._multiplied import Look, MultipliedDiffusion
 from nedm_ppl.inference.posterior._proposals import log_density
 from nedm_ppl.numbers import effective_sample_size, log_mean_exp
 
