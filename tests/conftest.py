@@ -60,7 +60,8 @@ assert 2.0 * stats.norm.sf(STANDARD_ERRORS) <= SIGNIFICANCE
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test marked `cases(n)`, n cases spread over all run by default; the others are marked long."""
+    """Of a test marked `cases(n)`, n cases spread over all run by default; the others are marked long. What makes JAX forget
+    all that it has compiled runs last."""
     tests = defaultdict(list)
     for item in items:
         if item.get_closest_marker("cases"):
@@ -74,6 +75,7 @@ def pytest_collection_modifyitems(items):
         for i, item in enumerate(cases):
             if i not in kept:
                 item.add_marker(pytest.mark.long)
+    items.sort(key=lambda item: "double" in item.fixturenames)
 
 
 @pytest.fixture

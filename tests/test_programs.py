@@ -287,17 +287,6 @@ CLOSED = """
 """
 
 ROWS = {
-    "a matrix of a thousand": """
-    dim, rows = 16, 1000
-    process = models.GaussianDiffusion((dim,), models.schedules.log_snr_linear(4))
-    rng = np.random.default_rng(rows)
-    matrix, y = rng.normal(size=(rows, dim)) / np.sqrt(rows), rng.normal(size=rows)
-    r = LinearObservation(y, matrix, scale=0.5)
-    posterior = ParticlePosterior(
-        models.Diffusion(process, process.step), r, along=Lookahead("jacobian"), num_particles=200, num_repeats=8
-    )
-    check(posterior, closed(matrix, y, 0.5), jax.random.key(0))
-""",
     "a plate of thirty": """
     def program():
         x = numpyro.sample("x", models.Diffusion(plane, plane.step).prior())
@@ -308,6 +297,17 @@ ROWS = {
     looks = np.random.default_rng(0).normal(size=(30, 2))
     truth = closed(np.tile(np.eye(2), (30, 1)), looks.reshape(-1), 1.0)
     check(ParticlePosterior(program, num_particles=200, num_repeats=8), truth, jax.random.key(1))
+""",
+    "a matrix of a thousand": """
+    dim, rows = 16, 1000
+    process = models.GaussianDiffusion((dim,), models.schedules.log_snr_linear(4))
+    rng = np.random.default_rng(rows)
+    matrix, y = rng.normal(size=(rows, dim)) / np.sqrt(rows), rng.normal(size=rows)
+    r = LinearObservation(y, matrix, scale=0.5)
+    posterior = ParticlePosterior(
+        models.Diffusion(process, process.step), r, along=Lookahead("jacobian"), num_particles=200, num_repeats=8
+    )
+    check(posterior, closed(matrix, y, 0.5), jax.random.key(0))
 """,
 }
 

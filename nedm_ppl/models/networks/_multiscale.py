@@ -112,8 +112,8 @@ class MultiScaleNetwork(TimedNetwork):
         >>> import jax, jax.numpy as jnp
         >>> from nedm_ppl.models import networks
         >>> network = networks.MultiScaleNetwork((8, 8), (2, 8, 8), 10, num_scales=2, key=jax.random.key(0))
-        >>> network(1, jnp.ones((8, 8))).shape, network(1, jnp.ones((16, 12))).shape
-        ((2, 8, 8), (2, 16, 12))
+        >>> [jax.eval_shape(network, 1, jnp.ones(shape)).shape for shape in ((8, 8), (16, 12))]
+        [(2, 8, 8), (2, 16, 12)]
     """
 
     layers: tuple[MultiScaleConvolution, ...]

@@ -92,8 +92,8 @@ class UNet(TimedNetwork):
         >>> import jax, jax.numpy as jnp
         >>> from nedm_ppl.models import networks
         >>> network = networks.UNet((8, 8), (2, 8, 8), 10, width=8, multipliers=(1, 2), depth=1, key=jax.random.key(0))
-        >>> network(1, jnp.ones((8, 8))).shape, network(1, jnp.ones((16, 12))).shape
-        ((2, 8, 8), (2, 16, 12))
+        >>> [jax.eval_shape(network, 1, jnp.ones(shape)).shape for shape in ((8, 8), (16, 12))]
+        [(2, 8, 8), (2, 16, 12)]
     """
 
     embed_time: eqx.nn.Linear
