@@ -49,12 +49,16 @@ def test_the_posterior_is_bayes_rule(betas, shape, batch, seed):
     with jax.enable_x64(True):
         process = models.GaussianDiffusion(shape, FixedSchedule(betas))
         x0, before, x_t = normals(seed, 3, *batch, *shape)
-        for t in range(2, process.num_steps + 1):
+
+        @jax.jit
+        def both(t):
             joint = process.marginal(t - 1, x0).log_prob(before) + process.step(t, before).log_prob(x_t)
             posterior = process.posterior(t, x_t, x0)
             assert posterior.batch_shape == batch
-            bayes = posterior.log_prob(before) + process.marginal(t, x0).log_prob(x_t)
-            np.testing.assert_allclose(bayes, joint, rtol=1e-9, atol=1e-9)
+            return posterior.log_prob(before) + process.marginal(t, x0).log_prob(x_t), joint
+
+        for t in range(2, process.num_steps + 1):
+            np.testing.assert_allclose(*both(t), rtol=1e-9, atol=1e-9)
 
 
 @given(BETAS, SHAPES, SEEDS)

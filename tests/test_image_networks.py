@@ -76,7 +76,7 @@ def test_bumps_are_a_partition_of_unity_about_their_centers(num_bumps, width):
 
 
 def test_a_shift_by_the_coarsest_scale_shifts_the_output_and_no_smaller_one_does():
-    network = awake(multiscale((16, 16), (2, 16, 16), depth=1, num_scales=3))
+    network = eqx.filter_jit(awake(multiscale((16, 16), (2, 16, 16), depth=1, num_scales=3)))
     image = np.zeros((16, 16), np.float32)
     image[6:9, 5:9] = np.random.default_rng(0).normal(size=(3, 4))
     image = jnp.pad(jnp.asarray(image), 12)  # far from the borders, where zeros are seen
@@ -154,7 +154,7 @@ def test_a_model_at_another_size_has_the_same_middle(build):
 
 
 def test_a_context_modulates_the_unet():
-    network, x = awake(unet()), jax.random.normal(jax.random.key(1), (8, 8))
+    network, x = eqx.filter_jit(awake(unet())), jax.random.normal(jax.random.key(1), (8, 8))
     assert np.all(network(2, x, jnp.ones(8)) != network(2, x))
     np.testing.assert_array_equal(network(2, x, jnp.zeros(8)), network(2, x))
 
@@ -162,7 +162,7 @@ def test_a_context_modulates_the_unet():
 def test_bfloat16_rounds_and_no_more():
     wide, narrow = (awake(unet(bfloat16=b)) for b in (False, True))
     x = jax.random.normal(jax.random.key(1), (8, 8))
-    exact, rounded = wide(2, x), narrow(2, x)
+    exact, rounded = (eqx.filter_jit(network)(2, x) for network in (wide, narrow))
     assert rounded.dtype == jnp.float32 and np.any(exact != rounded)
     assert np.abs(exact - rounded).max() < 0.2 * np.abs(exact).max()
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(eqx.filter(narrow, eqx.is_array)))

@@ -42,15 +42,19 @@ def bits(num_steps: int, log_weights=LOG_WEIGHTS) -> models.Diffusion:
 def test_a_mixtures_step_is_the_average_of_the_posterior_over_its_own(x64, t):
     model, x = bits(5), jnp.asarray(STATES)
     process = model.process
-    step = jax.jit(lambda x: model.kernel(t, x))(x)
-    found = np.exp(np.asarray(jax.vmap(step.log_prob)(x)))  # [x_{t-1}, x_t]
 
     def posterior(x0):
         return jax.vmap(lambda later: jnp.exp(process.posterior(t, later, x0).log_prob(x)))(x)
 
-    backwards = jax.vmap(lambda x0: jnp.exp(process.marginal(t, x0).log_prob(x)))(x)  # q(x_t | x_0)
-    joint = bits_law()[:, None] * np.asarray(backwards)
-    truth = np.einsum("st,stp->pt", joint / joint.sum(0), np.asarray(jax.vmap(posterior)(x)))
+    @jax.jit
+    def laws(x):
+        steps = jnp.exp(jax.vmap(model.kernel(t, x).log_prob)(x))  # [x_{t-1}, x_t]
+        backwards = jax.vmap(lambda x0: jnp.exp(process.marginal(t, x0).log_prob(x)))(x)  # q(x_t | x_0)
+        return steps, backwards, jax.vmap(posterior)(x)
+
+    found, backwards, posteriors = map(np.asarray, laws(x))
+    joint = bits_law()[:, None] * backwards
+    truth = np.einsum("st,stp->pt", joint / joint.sum(0), posteriors)
     np.testing.assert_allclose(found, truth, atol=1e-12)
 
 
@@ -200,9 +204,10 @@ def test_mixtures_are_exact_along_power_and_constant(along, x64):
     power = 0.5 if along == "power" else 1.0
     axis = np.linspace(-6.0, 6.0, 301)
     grid = jnp.asarray(np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 1, 2))
-    product = np.array(look.law.log_prob(grid) + power * jax.vmap(r.log_r)(grid[:, 0])[:, None])[:, 0]
+    density = jax.jit(lambda law: law.log_prob(grid))
+    product = np.array(density(look.law) + power * jax.vmap(r.log_r)(grid[:, 0])[:, None])[:, 0]
     product -= logsumexp(product) + 2.0 * np.log(axis[1] - axis[0])
-    found = np.asarray(look.proposal.log_prob(grid))[:, 0]
+    found = np.asarray(density(look.proposal))[:, 0]
     likely = product > -12.0
     np.testing.assert_allclose(found[likely], product[likely], atol=1e-5)
     runs = jax.jit(jax.vmap(lambda key, target: particle_filter(key, target, 200).log_evidence, (0, None)))(
@@ -253,7 +258,7 @@ def test_the_divergence_from_a_mixture_is_unbiased_with_its_gradient(x64, name):
 
     keys = jax.random.split(jax.random.key(0), 20_000)
     values, slopes = jax.jit(jax.vmap(jax.value_and_grad(estimate, argnums=1), (0, None)))(keys, LOGS)
-    truth, slope = jax.value_and_grad(lambda logs: exact_divergence(name, logs))(LOGS)
+    truth, slope = jax.jit(jax.value_and_grad(lambda logs: exact_divergence(name, logs)))(LOGS)
     for found, expected in (values, truth), (slopes, slope):
         found = np.asarray(found)
         error = found.std(axis=0) / np.sqrt(len(found))
@@ -365,7 +370,8 @@ def test_bits_moved_by_a_network_start_at_their_mixture():
         lambda m: m.reverse, bits(5), models.BitMixturePrediction(network, models.BitMixture(LOGITS, LOG_WEIGHTS))
     )
     x = jnp.asarray(STATES, float)
-    np.testing.assert_allclose(moved.kernel(3, x).log_prob(x), bits(5).kernel(3, x).log_prob(x), atol=1e-5)
+    at_rest, base = (jax.jit(lambda x, m=m: m.kernel(3, x).log_prob(x))(x) for m in (moved, bits(5)))
+    np.testing.assert_allclose(at_rest, base, atol=1e-5)
 
 
 def test_bad_input():

@@ -1,5 +1,6 @@
 """Every multiplier against brute force: products normalized on grids and over states, and their normalizers."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,10 +173,10 @@ HARD = {
 @pytest.mark.cases(2)
 @pytest.mark.parametrize("name", HARD)
 def test_a_guess_is_a_law_whose_density_is_that_of_its_draws(name):
-    product = tilt(NORMAL, as_multiplier(HARD[name])).law
-    mass = np.exp(np.asarray(product.log_prob(PLANE), np.float64)) * CELL
+    product = jax.jit(lambda: tilt(NORMAL, as_multiplier(HARD[name])).law)()
+    mass = np.exp(np.asarray(jax.jit(product.log_prob)(PLANE), np.float64)) * CELL
     np.testing.assert_allclose(mass.sum(), 1.0, atol=2e-3)
-    draws = np.asarray(product.sample(jax.random.key(0), (20_000,)), np.float64)
+    draws = np.asarray(jax.jit(lambda key: product.sample(key, (20_000,)))(jax.random.key(0)), np.float64)
     for moment in (np.asarray(PLANE), np.square(np.asarray(PLANE))):
         of_draws = draws if moment is not PLANE and np.any(moment < 0) else np.square(draws)
         error = of_draws.std(axis=0) / np.sqrt(len(draws))
@@ -205,11 +206,12 @@ def test_a_function_of_one_coordinate_is_tabulated_to_a_tenth_of_a_nat(name):
         guide = guide_of(as_multiplier(lambda x: LINES[name](x[0])), LINE)
         if truth < -100.0 and scale < 1.0:
             continue  # a particle that r rules out
-        product, log_mean = tilt(law, guide)
+        product, log_mean = eqx.filter_jit(tilt)(law, guide)
         assert abs(float(log_mean) - truth) < 0.1 + 0.02 * abs(truth)
         # The effective share of draws from the guess, a tenth of them unguided, as draws of the product.
         density = np.exp(joint - truth)
-        drawn = np.exp(np.asarray(defended(law, product).log_prob(axis[:, None]), np.float64))
+        drawn = jax.jit(lambda law, product: defended(law, product).log_prob(axis[:, None]))(law, product)
+        drawn = np.exp(np.asarray(drawn, np.float64))
         square = np.where(density > 0.0, density**2 / np.maximum(drawn, 1e-300), 0.0).sum()
         assert 1.0 / (square * float(axis[1] - axis[0])) > 0.85
 
@@ -234,7 +236,7 @@ def test_a_larger_datum_is_moved_along_the_gradient_and_never_too_far():
     size = MOST_COORDINATES + 1
     law = dist.Normal(jnp.zeros(size), 1.0).to_event(1)
     sharp = as_multiplier(lambda x: -0.5 * jnp.sum(jnp.square(jnp.diff(x, append=1.0) - 0.5)) / 0.01**2)
-    product = tilt(law, sharp).law
+    product = jax.jit(lambda: tilt(law, sharp).law)()
     before, after = (law.log_prob(x) + sharp.log_r(x) for x in (law.mean, product.mean))
     assert after > before
     np.testing.assert_allclose(product.variance, jnp.ones(size), rtol=1e-6)

@@ -26,7 +26,7 @@ def test_systematic_copies_are_within_one_of_what_the_weights_ask_for():
 
 
 def test_the_reports_run_from_the_data_to_the_noise():
-    found = particle_filter(jax.random.key(0), SHARP, 32, threshold=1.0)
+    found = jax.jit(lambda key: particle_filter(key, SHARP, 32, threshold=1.0))(jax.random.key(0))
     ancestors, weights = np.asarray(found.num_ancestors), np.exp(np.asarray(found.log_weights, np.float64))
     assert ancestors[-1] == 32 and ancestors[0] < 32 and np.all(np.diff(ancestors) >= 0)
     assert len(np.unique(np.diff(ancestors))) > 1
@@ -80,7 +80,7 @@ def test_a_start_that_is_multiplied_already_is_weighed_as_such():
     process = models.GaussianDiffusion((1,), models.schedules.FixedSchedule([0.9]))
     r = inference.NormalObservation(jnp.array([1.0]), 1.5)
     target = inference.multiply(noise_of(process), r, along="constant")
-    found = particle_filter(jax.random.key(0), target, 20_000, threshold=0.0)
+    found = jax.jit(lambda key: particle_filter(key, target, 20_000, threshold=0.0))(jax.random.key(0))
     error = np.sqrt(1.0 / float(found.ess[0]) - 1.0 / 20_000)
     assert 0.0 < error < 0.02
     relative = np.exp(float(found.log_evidence) - stats.norm(0.0, np.sqrt(1.0 + 1.5**2)).logpdf(1.0))

@@ -309,7 +309,7 @@ def test_data_sets_may_be_vmapped():
     keys = jax.random.split(jax.random.key(0), 2)
     for program, y in ((rows, jnp.arange(12.0).reshape(2, 3, 2) / 6.0 - 1.0), (flipped, jnp.eye(2))):
         kernel = PathGibbs(program, num_particles=2)
-        first = jax.vmap(lambda key, y, kernel=kernel: kernel.init(key, 0, None, (y,), {}))(keys, y)
+        first = jax.jit(jax.vmap(lambda key, y, kernel=kernel: kernel.init(key, 0, None, (y,), {})))(keys, y)
         among_others = kernel._found
         alone = kernel.init(keys[1], 0, None, (y[1],), {})
         assert kernel._found == among_others

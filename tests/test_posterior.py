@@ -1,5 +1,7 @@
 """Chains multiplied by r: where the model's prediction is the truth, so is every step; and r to a power is that power."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,11 +53,14 @@ def test_a_lookahead_from_an_exact_prediction_leaves_the_weights_alone(name, x64
     family, r, options = EXACT[name]
     target = multiply(noise(family), r, along="lookahead", **options)
     later, earlier = states(family, 0), states(family, 1)
-    for t in range(target.num_steps, 0, -1):
+
+    def change(t):
         look = target.look(t, later) if t > 1 else target.look_first(later)
         before = target.log_r(t - 1, earlier) if t > 1 else jax.vmap(target.r.log_r)(earlier)
-        change = log_density(look.law, earlier) - look.proposal.log_prob(earlier) + before - look.log_r
-        np.testing.assert_allclose(change, 0.0, atol=1e-5)
+        return log_density(look.law, earlier) - look.proposal.log_prob(earlier) + before - look.log_r
+
+    for t in range(target.num_steps, 0, -1):
+        np.testing.assert_allclose(jax.jit(partial(change, t))(), 0.0, atol=1e-5)
 
 
 POWERS = {
@@ -124,7 +129,7 @@ def test_modes_are_moved_with_what_is_observed_beside_them(x64):
     model, t, x = predicting([0.5, -0.3], [-0.2, 0.1]), 3, jnp.array([0.4, -0.8])
     seen = inference.NormalObservation(jnp.array([2.0, np.nan]), scale=0.5)
     target = multiply(model, seen * inference.Function(lambda x: -2.0 * jnp.square(x[0] - x[1])), along="lookahead")
-    step, law = target.look(t, x[None]).proposal, model.data_law(t, x)
+    step, law = jax.jit(lambda: (target.look(t, x[None]).proposal, model.data_law(t, x)))()
     c, d, _ = model.process.posterior_coefficients(t)
     precision = (
         np.diag(1.0 / np.asarray(law.variance)) + np.diag([4.0, 0.0]) + 4.0 * np.array([[1.0, -1.0], [-1.0, 1.0]])

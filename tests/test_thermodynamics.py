@@ -42,8 +42,8 @@ def test_jarzynskis_equality_and_the_second_law_over_every_trajectory(x64):
     diffusion = bits()
     paths = np.array(list(product(states(2), repeat=3)))  # (64, T, 2): all of them
     x0, every = jnp.asarray(states(2)), jnp.asarray(np.broadcast_to(paths[:, None], (64, 4, 3, 2)))
-    chance = np.exp(np.asarray(diffusion.process.forward(x0).log_prob(every)))
-    work = -np.asarray(inference.likelihood.trajectory_log_weight(diffusion, x0, every))
+    chance = np.exp(jax.jit(lambda x0: diffusion.process.forward(x0).log_prob(every))(x0))
+    work = -np.asarray(jax.jit(lambda x0: inference.likelihood.trajectory_log_weight(diffusion, x0, every))(x0))
     free_energy, mean_work = -bits_log_prob(diffusion), np.sum(chance * work, axis=0)
     np.testing.assert_allclose(chance.sum(axis=0), 1.0, atol=1e-9)
     np.testing.assert_allclose(np.sum(chance * np.exp(-work), axis=0), np.exp(-free_energy), rtol=1e-8)

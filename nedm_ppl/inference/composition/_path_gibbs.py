@@ -130,12 +130,18 @@ class PathGibbs(MCMCKernel):
         key_x0, key_path, key_tries, rng_key = jax.random.split(rng_key, 4)
         kwargs = {} if model_kwargs is None else dict(model_kwargs)
         target = target_of(self._model, self._found._replace(plates=()), model_args, kwargs, self._along)
-        x0 = target.diffusion.sample(key_x0) if not init_params else jnp.asarray(init_params[name])
-        if x0.shape != shape:
-            raise ValueError(f"init_params must give site {name!r} shape {shape}; got {x0.shape}.")
-        x0 = x0.astype(jnp.result_type(float))
-        _check_possible(target.r, x0, lambda: target.diffusion.sample(key_tries, (NUM_TRIES,)))
-        path = target.diffusion.process.forward(x0).sample(key_path).astype(x0.dtype)
+        first = jnp.asarray(init_params[name]) if init_params else None
+        if first is not None and first.shape != shape:
+            raise ValueError(f"init_params must give site {name!r} shape {shape}; got {first.shape}.")
+
+        @jax.jit  # once, in place of an operation at a time
+        def start(first: Array | None) -> tuple[Array, Array, Array]:
+            x0 = target.diffusion.sample(key_x0) if first is None else first
+            x0 = x0.astype(jnp.result_type(float))
+            return x0, target.diffusion.process.forward(x0).sample(key_path).astype(x0.dtype), target.r.log_r(x0)
+
+        x0, path, log_r = start(first)
+        _check_possible(target.r, log_r, lambda: target.diffusion.sample(key_tries, (NUM_TRIES,)))
         return PathGibbsState({name: x0}, path, jnp.zeros(target.num_steps + 1), rng_key)
 
     def sample(self, state: PathGibbsState, model_args: tuple[Any, ...], model_kwargs: Any) -> PathGibbsState:
@@ -192,12 +198,11 @@ class PathGibbs(MCMCKernel):
         return f"{float(np.mean(np.asarray(state.moved))):.2f} of the path moved"
 
 
-def _check_possible(log_r: Multiplier, x0: Array, draws: Callable[[], Array]) -> None:
-    """Refuse a program that is zero wherever it is looked at; a traced one cannot be looked at."""
-    first = log_r.log_r(x0)
+def _check_possible(r: Multiplier, first: Array, draws: Callable[[], Array]) -> None:
+    """Refuse a program that is zero at its first value and wherever else it is looked at; a traced one cannot be looked at."""
     if isinstance(first, Tracer) or np.isfinite(first):
         return
-    if not np.any(np.isfinite(jax.vmap(log_r.log_r)(draws()))):
+    if not np.any(np.isfinite(jax.vmap(r.log_r)(draws()))):
         raise ValueError(
             f"the observed sites have probability zero, or NaN, at the first value and at all of {NUM_TRIES} draws of the prior: "
             "observations and conditions contradict one another, or a first value that is possible must be given by init_params."
