@@ -62,8 +62,8 @@ def test_log_prob_is_the_exact_density_within_a_thousandth_of_a_nat():
 
 
 def test_in_float64_density_and_both_directions_agree(double):
-    flow = chain().flow()
-    z = jax.random.normal(jax.random.key(0), (8, DIM))
+    flow = chain(num_steps=500).flow()
+    z = jax.random.normal(jax.random.key(0), (4, DIM))
     x, log_det = flow.transforms[0].call_with_intermediates(z)
     carried = flow.base_dist.log_prob(z) - log_det
     np.testing.assert_allclose(carried, log_density(np.asarray(x)), atol=1e-3)
@@ -153,7 +153,7 @@ def test_a_gradient_is_that_of_the_density_at_every_tolerance(double, tolerance)
     def density(tolerance):
         return model.flow(rtol=tolerance, atol=tolerance).log_prob
 
-    above, below = density(1e-10)(x + h * jnp.stack([jnp.eye(2), -jnp.eye(2)]))
+    above, below = jax.jit(density(1e-10))(x + h * jnp.stack([jnp.eye(2), -jnp.eye(2)]))
     slopes = (above - below) / (2.0 * h)
     np.testing.assert_allclose(jax.grad(density(tolerance))(x), slopes, rtol=1e-5)
 

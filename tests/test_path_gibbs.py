@@ -47,6 +47,11 @@ def run(kernel, *args, num_samples=100, num_warmup=50, num_chains=1, key=0, chai
     return mcmc
 
 
+def compiled_vmap(chain):
+    """Chains side by side as by `jax.vmap`, their start compiled too."""
+    return jax.jit(jax.vmap(chain))
+
+
 # --- the whole, in closed form ------------------------------------------------------------------------------------------
 
 
@@ -81,7 +86,7 @@ def posterior():
     blocks = [(PathGibbs(hierarchy, num_particles=4), ["a"]), (PathGibbs(hierarchy, num_particles=4), ["b"])]
     kernel = Gibbs([*blocks, (NUTS(hierarchy), None)])
     fields = ("block_states.0.moved", "block_states.2.diverging")
-    options = {"num_samples": NUM_SAMPLES, "num_warmup": 100, "num_chains": 2, "chain_method": jax.vmap}
+    options = {"num_samples": NUM_SAMPLES, "num_warmup": 100, "num_chains": 2, "chain_method": compiled_vmap}
     return run(kernel, y, extra_fields=fields, **options), exact_hierarchy(y)
 
 
@@ -113,40 +118,45 @@ def test_the_whole_path_moves_and_arviz_finds_the_divergences(posterior):
 
 def joint_draws(program, draw_others, redraw, kernel, diffusion, placeholder, num, num_sweeps=3):
     """Latents and data after sweeps that start from exact draws of the joint: exact draws, independent over `num` lanes."""
-    state = kernel.init(jax.random.key(0), 0, None, (placeholder,), {})
-    (other,) = kernel._sites[1]
 
-    def refreshed(state, y):
-        # Nobody else does when only the data change: every block, by hand.
-        blocks, values = [], {}
-        for (block, _), name, block_state in zip(kernel.blocks, ("x", other), state.block_states, strict=True):
-            values[name] = block.get_constrain_fn((y,), {})(block_state.z)[name]
-        for (block, _), name, block_state in zip(kernel.blocks, ("x", other), state.block_states, strict=True):
-            given = with_conditioning({}, {n: v for n, v in values.items() if n != name})
-            blocks.append(block.refresh(block_state, (y,), given))
-        return state._replace(block_states=tuple(blocks)), values
+    @jax.jit
+    def lanes(key_state, keys):
+        state = kernel.init(key_state, 0, None, (placeholder,), {})
+        (other,) = kernel._sites[1]
 
-    def lane(key):
-        key_others, key_path, key_y, key_first, key_second = jax.random.split(key, 5)
-        path = diffusion.sample_trajectory(key_path).astype(float)
-        unconstrained, value = draw_others(key_others)
-        first, second = state.block_states
-        first = first._replace(z={"x": path[0]}, path=path[1:], rng_key=key_first)
-        second = second._replace(z={other: unconstrained}, rng_key=key_second)
-        y = redraw(key_y, path[0], value)
+        def refreshed(state, y):
+            # Nobody else does when only the data change: every block, by hand.
+            blocks, values = [], {}
+            for (block, _), name, block_state in zip(kernel.blocks, ("x", other), state.block_states, strict=True):
+                values[name] = block.get_constrain_fn((y,), {})(block_state.z)[name]
+            for (block, _), name, block_state in zip(kernel.blocks, ("x", other), state.block_states, strict=True):
+                given = with_conditioning({}, {n: v for n, v in values.items() if n != name})
+                blocks.append(block.refresh(block_state, (y,), given))
+            return state._replace(block_states=tuple(blocks)), values
 
-        def sweep(carry, i):
-            now, y = carry
-            now = kernel.sample(refreshed(now, y)[0], (y,), {})
+        def lane(key):
+            key_others, key_path, key_y, key_first, key_second = jax.random.split(key, 5)
+            path = diffusion.sample_trajectory(key_path).astype(float)
+            unconstrained, value = draw_others(key_others)
+            first, second = state.block_states
+            first = first._replace(z={"x": path[0]}, path=path[1:], rng_key=key_first)
+            second = second._replace(z={other: unconstrained}, rng_key=key_second)
+            y = redraw(key_y, path[0], value)
+
+            def sweep(carry, i):
+                now, y = carry
+                now = kernel.sample(refreshed(now, y)[0], (y,), {})
+                values = refreshed(now, y)[1]
+                return (now, redraw(jax.random.fold_in(key_y, i), values["x"], values[other])), None
+
+            start = state._replace(block_states=(first, second)), y
+            (now, y), _ = jax.lax.scan(sweep, start, jnp.arange(num_sweeps))
             values = refreshed(now, y)[1]
-            return (now, redraw(jax.random.fold_in(key_y, i), values["x"], values[other])), None
+            return values["x"], values[other], y
 
-        start = state._replace(block_states=(first, second)), y
-        (now, y), _ = jax.lax.scan(sweep, start, jnp.arange(num_sweeps))
-        values = refreshed(now, y)[1]
-        return values["x"], values[other], y
+        return jax.vmap(lane)(keys)
 
-    return jax.jit(jax.vmap(lane))(jax.random.split(jax.random.key(1), num))
+    return lanes(jax.random.key(0), jax.random.split(jax.random.key(1), num))
 
 
 @pytest.mark.long
