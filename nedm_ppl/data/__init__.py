@@ -1,5 +1,9 @@
 """The experiments' data, with the truth beside them where it is known."""
 
+from nedm_ppl.data._archives import LabeledImages as LabeledImages
+from nedm_ppl.data._archives import cifar10 as cifar10
+from nedm_ppl.data._archives import fashion_mnist as fashion_mnist
+from nedm_ppl.data._archives import mnist as mnist
 from nedm_ppl.data._dead_leaves import dead_leaves as dead_leaves
 from nedm_ppl.data._dead_leaves import leaf_radii as leaf_radii
 from nedm_ppl.data._dead_leaves import same_leaf_probability as same_leaf_probability
