@@ -1,11 +1,16 @@
 """ArviZ data of what has no class here: draws, a NumPyro MCMC, a training history. Results convert themselves: `to_arviz`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jax import Array
 from jax.typing import ArrayLike
+from numpyro import handlers
+from numpyro.distributions import Unit
+from numpyro.infer import Predictive, log_likelihood
 
+from nedm_ppl.arguments import check_key
 from nedm_ppl.inference._named_arrays import by_draw, container, dataset, described
 
 if TYPE_CHECKING:
@@ -73,7 +78,14 @@ def samples_to_arviz(
     return container(groups)
 
 
-def mcmc_to_arviz(mcmc: "MCMC") -> Any:
+def mcmc_to_arviz(
+    mcmc: "MCMC",
+    program: Callable[..., Any] | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    predictive: Array | None = None,
+) -> Any:
     """Draws of a numpyro `MCMC`, with the extra fields of its blocks under the names ArviZ knows.
 
     `extra_fields=("block_states.1.diverging",)` of a `Gibbs` becomes `diverging`, which ArviZ plots and counts; of several blocks a
@@ -81,11 +93,35 @@ def mcmc_to_arviz(mcmc: "MCMC") -> Any:
 
     Args:
         mcmc: A run that is done.
+        program: The program that it ran; with it the log likelihood of every observation and the observed data are there too.
+        args, kwargs: The program's arguments, those of `mcmc.run`.
+        predictive: A random key: observations drawn anew for every draw, from the posterior predictive law.
 
     Returns:
         `arviz.InferenceData`, or `xarray.DataTree` from ArviZ 1.0 on, with the groups `posterior`, dimensions (chain, draw, ...),
-        and `sample_stats` where extra fields were collected.
+        and `sample_stats` where extra fields were collected. With the program also `log_likelihood`, nats, exact given the draw,
+        and `observed_data`; with a key also `posterior_predictive`, exact draws given the draw.
+
+    Raises:
+        ValueError: a key or arguments without the program, a program without observations, or with a latent of which the run has no
+            draws.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, numpyro
+        >>> import numpyro.distributions as dist
+        >>> from numpyro.infer import MCMC, NUTS
+        >>> from nedm_ppl import inference
+        >>> def program(y):
+        ...     level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+        ...     numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
+        >>> mcmc, y = MCMC(NUTS(program), num_warmup=10, num_samples=10, progress_bar=False), jnp.array([0.3, 1.2])
+        >>> mcmc.run(jax.random.key(0), y)
+        >>> data = inference.mcmc_to_arviz(mcmc, program, (y,), predictive=jax.random.key(1))
+        >>> data.log_likelihood["y"].shape, data.posterior_predictive["y"].shape
+        ((1, 10, 2), (1, 10, 2))
     """
+    if program is None and (args or kwargs or predictive is not None):
+        raise ValueError("program must be given with its arguments or a key for predictive draws.")
     values = mcmc.get_samples(group_by_chain=True)
     drawn = described("draws from the posterior", "by MCMC, correlated within a chain")
     groups = {"posterior": dataset({name: by_draw(name, value, drawn) for name, value in values.items()})}
@@ -105,7 +141,48 @@ def mcmc_to_arviz(mcmc: "MCMC") -> Any:
     if stats:
         kept = described("of the sampler", "exact")
         groups["sample_stats"] = dataset({name: by_draw(name, value, kept) for name, value in stats.items()})
+    if program is not None:
+        groups |= _of_observations(program, tuple(args), dict(kwargs or {}), values, predictive)
     return container(groups)
+
+
+def _of_observations(
+    program: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    values: dict[str, Any],
+    key: Array | None,
+) -> dict[str, Any]:
+    """The groups that a program's observed sites give, from draws of its latents with the axes (chain, draw)."""
+    trace = handlers.trace(handlers.seed(program, 0)).get_trace(*args, **kwargs)
+    sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
+    observed = {name: site for name, site in sites.items() if site["is_observed"] and not isinstance(site["fn"], Unit)}
+    if not observed:
+        raise ValueError("program must have an observed site; it has none. Give the observations by args or kwargs.")
+    if absent := [name for name, site in sites.items() if not site["is_observed"] and name not in values]:
+        raise ValueError(
+            f"program must have the latents that mcmc has draws of; there are none of {', '.join(absent)}. Give the program that "
+            "was run; a latent that was summed out has no draws."
+        )
+    latents = {name: values[name] for name, site in sites.items() if not site["is_observed"]}
+    log_probs = log_likelihood(program, latents, *args, batch_ndims=2, **kwargs)
+    exact = described("log p(observation | latents)", "exact given the draw", "nats")
+    data = described("observations", "data")
+    dims = {name: tuple(f"{name}_dim_{i}" for i in range(np.ndim(site["value"]))) for name, site in observed.items()}
+    groups = {
+        "log_likelihood": dataset({name: by_draw(name, log_probs[name], exact) for name in observed}),
+        "observed_data": dataset(
+            {name: (dims[name], np.asarray(site["value"]), dict(data)) for name, site in observed.items()}
+        ),
+    }
+    if key is not None:
+        check_key(key)
+        anew = Predictive(handlers.uncondition(program), latents, return_sites=list(observed), batch_ndims=2)
+        drawn = described("observations drawn anew", "exact draws given the draw of the latents")
+        groups["posterior_predictive"] = dataset(
+            {name: by_draw(name, value, drawn) for name, value in anew(key, *args, **kwargs).items()}
+        )
+    return groups
 
 
 def trace_to_arviz(history: Mapping[str, ArrayLike], *, units: Mapping[str, str] | None = None) -> Any:
