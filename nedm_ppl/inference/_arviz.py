@@ -105,20 +105,6 @@ def mcmc_to_arviz(
     Raises:
         ValueError: a key or arguments without the program, a program without observations, or with a latent of which the run has no
             draws.
-
-    Examples:
-        >>> import jax, jax.numpy as jnp, numpyro
-        >>> import numpyro.distributions as dist
-        >>> from numpyro.infer import MCMC, NUTS
-        >>> from nedm_ppl import inference
-        >>> def program(y):
-        ...     level = numpyro.sample("level", dist.Normal(0.0, 1.0))
-        ...     numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
-        >>> mcmc, y = MCMC(NUTS(program), num_warmup=10, num_samples=10, progress_bar=False), jnp.array([0.3, 1.2])
-        >>> mcmc.run(jax.random.key(0), y)
-        >>> data = inference.mcmc_to_arviz(mcmc, program, (y,), predictive=jax.random.key(1))
-        >>> data.log_likelihood["y"].shape, data.posterior_predictive["y"].shape
-        ((1, 10, 2), (1, 10, 2))
     """
     if program is None and (args or kwargs or predictive is not None):
         raise ValueError("program must be given with its arguments or a key for predictive draws.")
