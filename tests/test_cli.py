@@ -272,7 +272,7 @@ def test_choose_gives_an_experiment_of_its_density():
         (["--trajectories", "0"], "num_trajectories must be an integer of at least 1; got 0."),
         (["--num", "0"], "--num must be at least 1; got 0."),
         (["--target-se", "-1"], "target_se must be positive, in nats; got -1."),
-        (["--out", "{tmp}/x.csv"], "--out must end in .nc; got"),
+        (["--out", "{tmp}/x.txt"], "--out must end in .nc or .csv; got"),
         (["--out", "{tmp}/taken.nc"], "exists; name another file."),
         (["--out", "{tmp}/nowhere/x.nc"], "--out must lie in a folder that is there; got"),
         (["{tmp}/nowhere.npy"], "DATA must be a .npy file; there is nothing at"),

@@ -16,8 +16,8 @@ SMALLER = {
     "index.md": {"20_000": "300", "2_000": "50", "num_updates=3000": "num_updates=5"},
     "tutorial.md": {
         "num_updates=2000": "num_updates=20",
-        "(1000,)": "(50,)",
-        "x_holdout[:200]": "x_holdout[:4]",
+        "key(2), 1000)": "key(2), 50)",
+        "holdout[:200]": "holdout[:4]",
         "num_trajectories=64": "num_trajectories=8",
         "num_particles=500": "num_particles=50",
     },

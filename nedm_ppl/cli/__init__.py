@@ -1,3 +1,3 @@
-"""The command line: `nedm list`, `run`, `sample`, `loglik`, `inpaint`, `denoise` and `show`."""
+"""The command line: `nedm list`, `run`, `train`, `sample`, `loglik`, `inpaint`, `denoise` and `show`."""
 
 from nedm_ppl.cli._main import main as main

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from nedm_ppl.files import printable, shortened
+from nedm_ppl.files import printable, shortened, whole
 
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     import numpy as np
+
+    from nedm_ppl.inference import LogLikelihood
 
 __all__ = [
     "DATA",
@@ -23,25 +27,29 @@ __all__ = [
     "REPEATS",
     "check_new",
     "check_sizes",
+    "data_of",
     "holdout_of",
+    "label_of",
     "model_folder",
     "read_array",
+    "write_csv",
+    "write_likelihoods",
 ]
 
 MOST = 1e15  # of data and scales, whose squares float32 must hold
 OUT = typer.Option("--out", help="Output folder; by default results/<experiment>, or results/<experiment>-<density>.")
 MODEL = typer.Argument(help="A model folder, or the output folder of an experiment.")
-DATA = typer.Option("--data", help="Data x_0, .npy, scaled as in training; by default the experiment's holdout.")
+DATA = typer.Option("--data", help="Data in the model's units, a table or .npy; by default the experiment's holdout.")
 NUM = typer.Option("--num", help="Only the first NUM data.")
 PARTICLES = typer.Option("--particles", help="Particles of a filter.")
 REPEATS = typer.Option("--repeats", help="Filters per datum, pooled.")
 NUM_STEPS = typer.Option("--num-steps", help="Respace the chain to so many steps; by default all.")
 
 
-def check_new(out: Path, suffix: str) -> None:
+def check_new(out: Path, *suffixes: str) -> None:
     """Raise a ValueError where no new file of this kind can have that name, before hours are spent on what is to be in it."""
-    if out.suffix != suffix:
-        raise ValueError(f"--out must end in {suffix}; got {out}.")
+    if out.suffix not in suffixes:
+        raise ValueError(f"--out must end in {' or '.join(suffixes)}; got {out}.")
     if os.path.lexists(out):  # a link to nothing too
         raise ValueError(f"--out {out} exists; name another file.")
     if not out.parent.is_dir():
@@ -74,6 +82,68 @@ def holdout_of(folder: Path, name: str = "DATA") -> "tuple[np.ndarray, np.ndarra
         raise ValueError(f"{name} must be given: there is no {metrics} that says whose holdout to take.") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{name} must be given: {metrics} names no experiment of `nedm list`.") from None
+
+
+def data_of(
+    file: Path, folder: Path, columns: tuple[str, ...] | None, name: str = "DATA"
+) -> "tuple[np.ndarray, np.ndarray | None]":
+    """Data for a model from a file, by the names of its columns where it has some, and the labels that it was told of."""
+    import numpy as np
+
+    from nedm_ppl.data import read_table
+
+    if columns is None or file.suffix in (".npy", ".npz"):
+        return (
+            read_table(file).values if file.suffix in (".csv", ".tsv", ".parquet", ".npz") else read_array(file, name)
+        ), None
+    label, names = _labels(folder)
+    table = read_table(file, label=label, columns=columns)
+    values = table.values
+    if table.labels is None:
+        return values, None
+    texts = [str(one) for one in names]
+    if unknown := sorted({str(one) for one in table.labels} - set(texts)):
+        raise ValueError(
+            f"{name} must have labels that the model knows, {shortened(', '.join(texts))}; got {unknown[0]!r}."
+        )
+    return values, np.array([texts.index(str(one)) for one in table.labels], np.int32)
+
+
+def label_of(folder: Path, value: str) -> int:
+    """The context that a label's value is for the model in a folder of `nedm train`."""
+    texts = [str(one) for one in _labels(folder)[1]]
+    if value not in texts:
+        known = f"one of {shortened(', '.join(texts))}" if texts else "left out: this model was trained without"
+        raise ValueError(f"--label must be {known}; got {value!r}.")
+    return texts.index(value)
+
+
+def _labels(folder: Path) -> tuple[str | None, list]:
+    """Name of the label column that a model was trained with, and its values."""
+    try:
+        content = json.loads((folder.parent / "metrics.json").read_text())
+        return content.get("label"), content.get("labels") or []
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None, []
+
+
+def write_csv(file: "BinaryIO", values: "np.ndarray", columns: tuple[str, ...] | None) -> None:
+    """Rows of numbers with their columns' names, x0, x1, ... where they have none."""
+    import pandas as pd
+
+    rows = values.reshape(len(values), -1)
+    names = columns or [f"x{i}" for i in range(rows.shape[1])]
+    file.write(pd.DataFrame(rows, columns=list(names)).to_csv(index=False).encode())
+
+
+def write_likelihoods(file: Path, result: "LogLikelihood") -> None:
+    """Estimates and diagnostics, a row for every datum."""
+    import pandas as pd
+
+    names = ("log_prob", "se", "ess", "k_hat", "flagged")
+    frame = pd.DataFrame({name: getattr(result, name).ravel() for name in names})
+    with whole(file) as stream:
+        stream.write(frame.to_csv(index=False).encode())
 
 
 def read_array(file: Path, name: str = "DATA") -> "np.ndarray":

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from nedm_ppl import interrupts
 from nedm_ppl.cli import _run as _run  # its commands
+from nedm_ppl.cli import _train as _train
 from nedm_ppl.cli import _use as _use
 from nedm_ppl.cli._app import app
 from nedm_ppl.files import printable, reason

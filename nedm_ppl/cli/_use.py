@@ -20,9 +20,13 @@ from nedm_ppl.cli._arguments import (
     REPEATS,
     check_new,
     check_sizes,
+    data_of,
     holdout_of,
+    label_of,
     model_folder,
     read_array,
+    write_csv,
+    write_likelihoods,
 )
 from nedm_ppl.cli._tables import likelihood_table, metrics_table, renamed, restoration_table
 from nedm_ppl.files import printable
@@ -43,11 +47,17 @@ def sample(
     num_samples: Annotated[int, typer.Option("--num", help="Number of samples.")] = 64,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     context: Annotated[int | None, typer.Option(help="A label, for a model that takes one; by default none.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Where to write them, .npy; must not exist.")] = Path(
-        "samples.npy"
-    ),
+    label: Annotated[
+        str | None, typer.Option(help="The same by its value in the label column that `nedm train` was told.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Where to write them, .npy or .csv; must not exist. By default samples.csv of a table."
+        ),
+    ] = None,
 ) -> None:
-    """Draw samples from a trained model (in the units it was trained in)."""
+    """Draw samples from a trained model, in the units of its data."""
     import equinox as eqx
     import jax
     import numpy as np
@@ -58,12 +68,26 @@ def sample(
     check_sizes(num=num_samples, seed=seed, context=context)
     if num_samples < 1:
         raise ValueError(f"--num must be at least 1; got {num_samples}.")
-    check_new(out, ".npy")
-    diffusion = Diffusion.load(model_folder(model)).given(context)
+    if out is not None:
+        check_new(out, ".npy", ".csv")
+    folder = model_folder(model)
+    diffusion = Diffusion.load(folder)
+    if out is None:
+        out = Path("samples.npy" if diffusion.columns is None else "samples.csv")
+        check_new(out, out.suffix)
+    if label is not None:
+        if context is not None:
+            raise ValueError("--label and --context name the same thing; give one of them.")
+        context = label_of(folder, label)
+    diffusion = diffusion.given(context)
     with console.status(f"Sampling {diffusion.num_steps} steps"):
-        samples = eqx.filter_jit(lambda d, key: d.sample(key, (num_samples,)))(diffusion, jax.random.key(seed))
+        draw = eqx.filter_jit(lambda d, key: d.without_units.sample(key, (num_samples,)))
+        samples = np.asarray(diffusion.to_data(np.asarray(draw(diffusion, jax.random.key(seed)))))
         with whole(out) as file:
-            np.save(file, np.asarray(samples))
+            if out.suffix == ".csv":
+                write_csv(file, samples, diffusion.columns)
+            else:
+                np.save(file, samples)
     console.print(printable(f"{num_samples} samples of shape {diffusion.event_shape} are in {out}."), markup=False)
 
 
@@ -71,14 +95,17 @@ def sample(
 def loglik(
     model: Annotated[Path, MODEL],
     data: Annotated[
-        Path | None, typer.Argument(help="Data x_0, .npy, scaled as in training; by default the experiment's holdout.")
+        Path | None,
+        typer.Argument(help="Data in the model's units, a table or .npy; by default the experiment's holdout."),
     ] = None,
     trajectories: Annotated[int, typer.Option(help="Trajectories per datum; with --target-se, to begin with.")] = 64,
     target_se: Annotated[float | None, typer.Option(help="Standard error to reach for every datum, nats.")] = None,
     max_trajectories: Annotated[int, typer.Option(help="Most trajectories per datum with --target-se.")] = 4096,
     num: Annotated[int | None, typer.Option(help="Only the first NUM data.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    out: Annotated[Path, typer.Option("--out", help="Per-datum results, netCDF; must not exist.")] = Path("loglik.nc"),
+    out: Annotated[
+        Path, typer.Option("--out", help="Per-datum results, .nc for ArviZ or .csv; must not exist.")
+    ] = Path("loglik.nc"),
 ) -> None:
     """Estimate log p(x_0) of data by importance sampling, with standard errors and diagnostics."""
     import warnings
@@ -92,10 +119,10 @@ def loglik(
     check_sizes(trajectories=trajectories, max_trajectories=max_trajectories, seed=seed)
     if num is not None and num < 1:
         raise ValueError(f"--num must be at least 1; got {num}.")
-    check_new(out, ".nc")
+    check_new(out, ".nc", ".csv")
     folder = model_folder(model)
     diffusion = Diffusion.load(folder)
-    x0, context = holdout_of(folder) if data is None else (read_array(data), None)
+    x0, context = holdout_of(folder) if data is None else data_of(data, folder, diffusion.columns)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TargetNotReachedWarning)  # the table says so
         result = marginal_log_likelihood(
@@ -109,7 +136,10 @@ def loglik(
             progress=sys.stderr.isatty() or sys.stdout.isatty(),
         )
     console.print(likelihood_table(result.summary()))
-    what = {out.name: lambda file: write_netcdf(file, result.to_arviz())}
+    if out.suffix == ".csv":
+        what = {out.name: lambda file: write_likelihoods(file, result)}
+    else:
+        what = {out.name: lambda file: write_netcdf(file, result.to_arviz())}
     write_outputs(out.parent, what, "The table has the means.")
     console.print(
         printable(f"Estimates, errors, diagnostics and log weights of every datum are in {out}."), markup=False
@@ -197,6 +227,7 @@ def show(model: Annotated[Path, MODEL]) -> None:
         ("network", "none" if network is None else type(network).__name__),
         ("parameters", f"{sum(array.size for array in arrays):,}"),
         ("first step", diffusion.first_step),
+        ("units of data", "as the chain has them" if diffusion.units is None else repr(diffusion.units)),
     ):
         table.add_row(part, value)
     console.print(table)
@@ -234,7 +265,7 @@ def _restore(
     restore.check_out(out)
     folder = model_folder(model)
     diffusion = Diffusion.load(folder)
-    x0 = holdout_of(folder, "--data")[0] if data is None else read_array(data, "--data")
+    x0 = holdout_of(folder, "--data")[0] if data is None else data_of(data, folder, diffusion.columns, "--data")[0]
     diffusion.check_data(x0)
     degradation = degrade(x0)
     with warnings.catch_warnings():

@@ -17,6 +17,8 @@ from nedm_ppl.data._gray_code import gray_word_log_prob as gray_word_log_prob
 from nedm_ppl.data._gray_code import int_scale as int_scale
 from nedm_ppl.data._heartbeat import HEARTBEAT_LOG_PROB as HEARTBEAT_LOG_PROB
 from nedm_ppl.data._heartbeat import heartbeat as heartbeat
+from nedm_ppl.data._image_files import SkippedFilesWarning as SkippedFilesWarning
+from nedm_ppl.data._image_files import read_images as read_images
 from nedm_ppl.data._plane import PLANE_DENSITIES as PLANE_DENSITIES
 from nedm_ppl.data._plane import plane as plane
 from nedm_ppl.data._plane import plane_entropy as plane_entropy
@@ -24,3 +26,5 @@ from nedm_ppl.data._plane import plane_log_density as plane_log_density
 from nedm_ppl.data._plane import plane_moments as plane_moments
 from nedm_ppl.data._swiss_roll import swiss_roll as swiss_roll
 from nedm_ppl.data._swiss_roll import swiss_roll_log_density as swiss_roll_log_density
+from nedm_ppl.data._tables import Table as Table
+from nedm_ppl.data._tables import read_table as read_table

@@ -4,6 +4,7 @@ from nedm_ppl.experiments._digits import DIGITS
 from nedm_ppl.experiments._digits_conditional import DIGITS_CONDITIONAL
 from nedm_ppl.experiments._gray_code import GRAY_CODE
 from nedm_ppl.experiments._heartbeat import HEARTBEAT
+from nedm_ppl.experiments._own_data import own_data as own_data
 from nedm_ppl.experiments._plane import PLANE
 from nedm_ppl.experiments._run import run as run
 from nedm_ppl.experiments._spec import Experiment as Experiment

@@ -3,6 +3,8 @@
 from nedm_ppl.models import networks as networks
 from nedm_ppl.models._correlated import JacobianCovariance as JacobianCovariance
 from nedm_ppl.models._correlated import correlated as correlated
+from nedm_ppl.models._default import DataWarning as DataWarning
+from nedm_ppl.models._default import diffusion_for as diffusion_for
 from nedm_ppl.models._diffusion import Diffusion as Diffusion
 from nedm_ppl.models._flow import DiffusionFlow as DiffusionFlow
 from nedm_ppl.models._flow import ProbabilityFlow as ProbabilityFlow
@@ -11,6 +13,10 @@ from nedm_ppl.models._path import sample_path as sample_path
 from nedm_ppl.models._prior import DiffusionPrior as DiffusionPrior
 from nedm_ppl.models._prior import NoDensityWarning as NoDensityWarning
 from nedm_ppl.models._respace import respace as respace
+from nedm_ppl.models._units import GrayLevels as GrayLevels
+from nedm_ppl.models._units import Labels as Labels
+from nedm_ppl.models._units import Standardize as Standardize
+from nedm_ppl.models._units import Units as Units
 from nedm_ppl.models.chain import BernoulliDiffusion as BernoulliDiffusion
 from nedm_ppl.models.chain import DiffusionProcess as DiffusionProcess
 from nedm_ppl.models.chain import GaussianDiffusion as GaussianDiffusion

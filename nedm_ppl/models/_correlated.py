@@ -134,7 +134,14 @@ def correlated(diffusion: Diffusion, rank: int | None = None) -> Diffusion:
     if rank > size:
         raise ValueError(f"rank must be at most {size}, the number of coordinates of a datum; got {rank}.")
     reverse = JacobianCovariance(diffusion.reverse, None if rank == size else rank)
-    return Diffusion(diffusion.process, reverse, first_step=diffusion.first_step, levels=diffusion.levels)
+    return Diffusion(
+        diffusion.process,
+        reverse,
+        first_step=diffusion.first_step,
+        levels=diffusion.levels,
+        units=diffusion.units,
+        columns=diffusion.columns,
+    )
 
 
 def whole(covariance: Array) -> tuple[Array, Array]:

@@ -4,6 +4,10 @@ $$p(x_{0..T}) = \pi(x_T) \prod_{t=1}^{T} p(x_{t-1} | x_t).$$
 
 The first step $p(x_0 | x_1)$ is the forward kernel reversed, the reverse kernel at t = 1, or a categorical over gray levels:
 `_first_step` says what each is.
+
+What is about data, $x_0$, is in the data's own units: samples, densities, the programs, priors and flows. What is about the chain,
+$x_1..x_T$, its kernels, laws and trajectories, is in the chain's, in which its noise is N(0, I) and bits are 0 and 1. Both are the
+same where a model has no `units`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +30,7 @@ from nedm_ppl.models._first_step import FirstStep, first_step_of
 from nedm_ppl.models._flow import DiffusionFlow, probability_flow
 from nedm_ppl.models._prior import DiffusionPrior
 from nedm_ppl.models._saving import load, save
+from nedm_ppl.models._units import GrayLevels, Units, in_units
 from nedm_ppl.models.chain._chain import MarkovChain
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.reverse._context import bind, checked, conditionals, known, num_contexts
@@ -44,10 +49,13 @@ class Diffusion(eqx.Module):
         reverse: A parameterization of a network, or any callable `(t, x) -> Distribution` for $p(x_{t-1} | x_t)$ with the
             process's event shape, given t in 1..T (a traced integer scalar) and x with batch axes on the left.
         first_step: `fixed`, `learned` or `quantized`.
-        levels: Gray levels of the quantized first step, in the units of the data; a `LevelPrediction` brings its own.
+        levels: Gray levels of the quantized first step, in the chain's units; `GrayLevels` and a `LevelPrediction` bring their own.
+        units: The data's units, `Standardize`, `GrayLevels` or `Labels`; None where data are given as the chain has them.
+        columns: Names of a table's columns, for `sample_frame` and the command line.
 
     Raises:
-        ValueError: an unknown first step, levels missing or misplaced, or a reverse kernel that does not suit the process.
+        ValueError: an unknown first step, levels missing or misplaced, or units, columns or a reverse kernel that do not suit the
+            process.
 
     Examples:
         >>> import jax
@@ -63,6 +71,8 @@ class Diffusion(eqx.Module):
     reverse: Parameterization | Callable[[ArrayLike, Array], Distribution]
     first_step: str = eqx.field(static=True)
     levels: tuple[float, ...] | None = eqx.field(static=True)
+    units: Units | None
+    columns: tuple[str, ...] | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -71,9 +81,16 @@ class Diffusion(eqx.Module):
         *,
         first_step: str = "fixed",
         levels: Sequence[float] | ArrayLike | None = None,
+        units: Units | None = None,
+        columns: Sequence[str] | None = None,
     ):
-        self.process, self.reverse, self.first_step = process, reverse, first_step
-        self.levels = self._own_levels if levels is None else tuple(np.asarray(levels, float).tolist())
+        self.process, self.reverse, self.first_step, self.units = process, reverse, first_step, units
+        self.columns = None if columns is None else tuple(map(str, columns))
+        if levels is None:
+            own, quantized = self._own_levels, first_step == "quantized"
+            self.levels = units.levels if own is None and quantized and isinstance(units, GrayLevels) else own
+        else:
+            self.levels = tuple(np.asarray(levels, float).tolist())
 
     def __check_init__(self):
         check_kind("process", self.process, DiffusionProcess)
@@ -88,6 +105,18 @@ class Diffusion(eqx.Module):
         if self._own_levels not in (None, self.levels):
             raise ValueError("levels must be left to a LevelPrediction, which brings its own; got others beside it.")
         self.ending.check_process(self.process)
+        if self.columns is not None and (len(self.columns),) != self.event_shape:
+            raise ValueError(
+                f"columns must name the {self.event_shape} coordinates of a datum; got {len(self.columns)} names."
+            )
+        if self.units is not None:
+            check_kind("units", self.units, Units)
+            self.units.check_process(self.process)
+            if isinstance(self.units, GrayLevels) and self.levels != self.units.levels:
+                raise ValueError(
+                    "units must be Standardize for a model of densities; GrayLevels are for a model of the same gray levels, by "
+                    "first_step='quantized' or a LevelPrediction of units.levels."
+                )
 
     def __repr__(self) -> str:
         """Short at any T and with any network."""
@@ -98,7 +127,7 @@ class Diffusion(eqx.Module):
         return (
             f"Diffusion(\n  {type(self.process).__name__} of event shape {self.event_shape}, T = {self.num_steps}, "
             f"{type(self.process.schedule).__name__}\n  reverse: {kernel}{of}, {size:,} parameters\n"
-            f"  first step: {self.first_step}\n)"
+            f"  first step: {self.first_step}\n{'' if self.units is None else f'  data: {self.units!r}' + chr(10)})"
         )
 
     @property
@@ -129,6 +158,24 @@ class Diffusion(eqx.Module):
     def context(self) -> Array | None:
         """The context, or batch of contexts, that the model is given; None where its network takes none."""
         return next((node.context for node in conditionals(self.reverse)), None)
+
+    @property
+    def without_units(self) -> "Diffusion":
+        """The same model of data as the chain has them."""
+        return self if self.units is None else eqx.tree_at(lambda d: d.units, self, None)
+
+    def to_chain(self, x0: Any) -> Any:
+        """Data as the chain has them, shape (*batch, *event)."""
+        return x0 if self.units is None else self.units.to_chain(x0)
+
+    def to_data(self, x0: Any) -> Any:
+        """What the chain has at time 0, in the data's units, shape (*batch, *event)."""
+        return x0 if self.units is None else self.units.to_data(x0)
+
+    @property
+    def log_jacobian(self) -> float:
+        """What a log density of a datum as the chain has it lacks to be one in the data's units; nats, exact."""
+        return 0.0 if self.units is None else self.units.log_jacobian(self.event_shape)
 
     def given(self, context: ArrayLike | None) -> "Diffusion":
         r"""The model $p(x_0 | c)$: the same one, with its network given this context; see `models.Conditional`.
@@ -184,10 +231,13 @@ class Diffusion(eqx.Module):
 
         A density $\log \pi(x_0)$ or a probability of bits; with a quantized first step the noise law integrated over the
         gray levels' bins, in the unit of the model's own probabilities."""
-        return self.ending.null_log_prob(self.process, x0)
+        return self.ending.null_log_prob(self.process, self.to_chain(x0)) + self.log_jacobian
 
     def check_data(self, x0: ArrayLike) -> None:
         """Raise a ValueError of one sentence where `x0`, shape (N, *event), cannot be data of this model."""
+        if self.units is not None:
+            self.process.check_shape(x0)
+            x0 = self.units.to_chain(x0)
         self.process.check_data(x0)
         if jnp.ndim(x0) != self.process.event_dim + 1:
             raise ValueError(
@@ -198,15 +248,30 @@ class Diffusion(eqx.Module):
         self.ending.check_data(self.process, x0)
 
     def sample(self, rng_key: Array, sample_shape: Shape = ()) -> Array:
-        r"""Ancestral samples of $x_0$, exact draws from the model; shape (*sample_shape, *event), memory independent of T."""
+        r"""Ancestral samples of $x_0$, exact draws from the model; shape (*sample_shape, *event), memory independent of T.
+
+        In the data's units; where a model has some, and not under `jit`, a NumPy array in float64, which rounds nothing."""
         check_key(rng_key)
         sample_shape = as_shape("sample_shape", sample_shape)
         key_chain, key_first = jax.random.split(rng_key)
         x1 = self.reverse_chain().sample_end(key_chain, sample_shape)
-        return _sample_first(self, key_first, x1)
+        return self.to_data(_sample_first(self, key_first, x1))
+
+    def sample_frame(self, rng_key: Array, num_samples: Count) -> Any:
+        """Samples as a pandas data frame with the training table's columns, in the data's units.
+
+        Raises:
+            ValueError: a model of data that are no table.
+        """
+        if len(self.event_shape) != 1:
+            raise ValueError(f"sample_frame is for models of tables; got one of event shape {self.event_shape}.")
+        import pandas as pd
+
+        names = self.columns or tuple(f"x{i}" for i in range(self.event_shape[0]))
+        return pd.DataFrame(np.asarray(self.sample(rng_key, as_count("num_samples", num_samples))), columns=list(names))
 
     def sample_trajectory(self, rng_key: Array, sample_shape: Shape = ()) -> Array:
-        r"""Whole trajectories $x_0..x_T$ of the model; shape (*sample_shape, T + 1, *event), time ascending.
+        r"""Whole trajectories $x_0..x_T$ of the model; shape (*sample_shape, T + 1, *event), time ascending, in the chain's units.
 
         Under the same key, the state at time 0 is `sample`'s."""
         check_key(rng_key)
@@ -293,7 +358,7 @@ class Diffusion(eqx.Module):
             given = diffusion if contexts is None else bind(diffusion, checked(diffusion.reverse, contexts))
             chain = given.reverse_chain()
             path = numpyro.sample("trajectory", chain, infer=TRAJECTORY)
-            first = given.first_kernel(chain.at(path, 1))
+            first = in_units(given.first_kernel(chain.at(path, 1)), self.units)
             # An analytic bound needs the model and not just this one draw of it; `infer` is NumPyro's place to say so.
             return numpyro.sample("x0", first, obs=rows, infer={"diffusion": diffusion, "context": contexts})
 
@@ -312,7 +377,9 @@ class Diffusion(eqx.Module):
             raise ValueError("x0 must be given to the guide: the forward chain starts from data.")
         diffusion = self._registered()
         with self._plate(x0, context, num_data, subsample_size) as (rows, _):
-            numpyro.sample("trajectory", diffusion.process.forward(rows), infer=TRAJECTORY)
+            numpyro.sample(
+                "trajectory", diffusion.process.forward(jnp.asarray(diffusion.to_chain(rows))), infer=TRAJECTORY
+            )
 
     def save(self, folder: str | PathLike, *, overwrite: bool = False) -> None:
         """Write the model as a folder of JSON and arrays, which appears whole or not at all.

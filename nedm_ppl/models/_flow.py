@@ -58,6 +58,7 @@ from numpyro.distributions.transforms import Transform
 from nedm_ppl._compat import Tracer, validate_sample
 from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key
 from nedm_ppl.models._model import Model
+from nedm_ppl.models._units import Units
 from nedm_ppl.models.chain._captured import combine, partition
 from nedm_ppl.models.chain._mapped import Mapped
 
@@ -125,10 +126,10 @@ class ProbabilityFlow(Transform):
         # As in MarkovChain: arrays are leaves, and the code around them is static.
         self._arrays, self._static = partition(VelocityField(diffusion))
         self.probes, self.rtol, self.atol = probes, rtol, atol
-        self.event_shape = diffusion.event_shape
+        self.event_shape, self.units = diffusion.event_shape, diffusion.units
 
     def tree_flatten(self):
-        static = {key: getattr(self, key) for key in ("_static", "rtol", "atol", "event_shape")}
+        static = {key: getattr(self, key) for key in ("_static", "rtol", "atol", "event_shape", "units")}
         return (self._arrays, self.probes), (("_arrays", "probes"), static)
 
     @property
@@ -171,9 +172,16 @@ class ProbabilityFlow(Transform):
                 f"value must have trailing shape {self.event_shape}, one datum of this flow; got shape {x.shape}. "
                 "Reshape the data, or build the process with another event_shape."
             )
-        field, rows = combine(self._arrays, self._static), x.reshape(-1, *self.event_shape)
+        field, units, log_scale = combine(self._arrays, self._static), self.units, 0.0
+        if units is not None:
+            log_scale = float(np.sum(units.log_scale(self.event_shape)))
+            x = x if to_data else units.shifted(x)
+        rows = x.reshape(-1, *self.event_shape)
         out = integrate(field, self.probes, rows, to_data=to_data, trace=trace, rtol=self.rtol, atol=self.atol)
-        return jax.tree.map(lambda leaf: leaf.reshape(x.shape[:cut] + leaf.shape[1:]), out)
+        end, traces = jax.tree.map(lambda leaf: leaf.reshape(x.shape[:cut] + leaf.shape[1:]), out)
+        if units is not None and to_data:
+            end = units.unsnapped(end)
+        return end, traces + (log_scale if to_data else -log_scale)
 
 
 @eqx.filter_jit
@@ -266,7 +274,7 @@ class DiffusionFlow(Mapped, dist.TransformedDistribution):
         return jnp.mean(log_probs, axis=-1), spread / math.sqrt(num)
 
     def _log_probs(self, value: ArrayLike) -> Array:
-        _check_values(value, self.event_shape)
+        _check_values(value, self.transforms[0].units)
         if self.mapped_shape:
             return self.score_each(lambda flow, value: flow._log_probs(value), jnp.asarray(value))
         x, log_dets = self.transforms[0].inverse_and_log_dets(value)
@@ -307,13 +315,15 @@ def probability_flow(
     return DiffusionFlow(diffusion.process.stationary(), flow)
 
 
-def _check_values(value: ArrayLike, event_shape: tuple[int, ...]) -> None:
+def _check_values(value: ArrayLike, units: Units | None) -> None:
     """Raise or warn, in one sentence, where concrete values cannot be this flow's data; under `jit` they are not seen."""
     if isinstance(value, Tracer):
         return
     values = np.asarray(value)
     if not np.all(np.isfinite(values)):
         raise ValueError("value must be finite; got NaN or infinite values. Drop or impute those data.")
+    if units is not None:
+        values = np.asarray(units.to_chain(values))
     rms = float(np.sqrt(np.mean(np.square(values, dtype=float)))) if values.size else 0.0
     if rms > LARGE:
         warnings.warn(

@@ -7,6 +7,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from nedm_ppl.models._first_step import FirstStep
+from nedm_ppl.models._units import Units
 from nedm_ppl.models.chain._process import DiffusionProcess
 
 __all__ = ["Model"]
@@ -17,6 +18,7 @@ class Model(Protocol):
     """A forward process, and a reverse chain that ends in x_0; `models.Diffusion` is one, and says what each is."""
 
     process: DiffusionProcess
+    units: Units | None
 
     @property
     def ending(self) -> FirstStep: ...

@@ -24,6 +24,7 @@ from numpyro.distributions import Distribution, LowRankMultivariateNormal, Multi
 from nedm_ppl.laws._low_rank import LowRankNormal, as_correlated
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models._diffusion import Diffusion
+from nedm_ppl.models._units import in_units
 
 __all__ = ["sample_path"]
 
@@ -41,7 +42,7 @@ def sample_path(name: str, diffusion: Diffusion, *, centered: bool = False) -> A
         centered: Whether the latents are the states themselves, or the standard normal noise that drives them.
 
     Returns:
-        $x_0$, shape (*plates, *event).
+        $x_0$, shape (*plates, *event), in the data's units; the path is in the chain's.
 
     Raises:
         ValueError: a chain over bits, a first step over gray levels, or a kernel that is not Gaussian, by name.
@@ -76,14 +77,16 @@ def sample_path(name: str, diffusion: Diffusion, *, centered: bool = False) -> A
             raise ValueError(
                 f"reverse must end in a density for sample_path; got a {_name(coordinates(first))} at t = 1: {PARTICLES}"
             )
-        return numpyro.sample(name, first)
+        return numpyro.sample(name, in_units(first, diffusion.units))
     states = (diffusion.num_steps + 1, *diffusion.event_shape)
     noise = numpyro.sample(f"{name}_noise", Normal(jnp.zeros(states), 1.0).to_event(len(states)))
-    return numpyro.deterministic(name, path_end(diffusion, noise))
+    end = path_end(diffusion, noise)
+    return numpyro.deterministic(name, end if diffusion.units is None else diffusion.units.unsnapped(end))
 
 
 def path_end(diffusion: Diffusion, noise: Array) -> Array:
-    r"""$x_0$, shape (*batch, *event), from the noise $\epsilon_{0..T}$, shape (*batch, T + 1, *event), that drives the chain.
+    r"""$x_0$, shape (*batch, *event), from the noise $\epsilon_{0..T}$, shape (*batch, T + 1, *event), that drives it,
+    in the chain's units.
 
     It has the law of `diffusion.sample` where the noise is standard normal, and is differentiable in the noise and the model."""
     noise = jnp.moveaxis(noise, noise.ndim - 1 - diffusion.process.event_dim, 0)

@@ -22,6 +22,7 @@ from numpyro.distributions import Distribution, constraints
 from nedm_ppl._compat import density_asked_by
 from nedm_ppl.arguments import Shape, as_shape, check_key
 from nedm_ppl.models._model import Model
+from nedm_ppl.models._units import in_units
 from nedm_ppl.models.chain._captured import combine, partition
 from nedm_ppl.models.chain._mapped import Mapped, check_expansion
 
@@ -92,7 +93,7 @@ class DiffusionPrior(Mapped):
         sample_shape = as_shape("sample_shape", sample_shape)
         if self.mapped_shape:
             return self.draw_each(lambda prior, key: prior.sample(key, sample_shape), key, sample_shape)
-        return self.diffusion.sample(key, (*sample_shape, *self.batch_shape))
+        return jnp.asarray(self.diffusion.sample(key, (*sample_shape, *self.batch_shape)))
 
     def log_prob(self, value: ArrayLike) -> Array:
         """Zero: the site's density is left out of the program. Its derivative raises a NotImplementedError.
@@ -136,7 +137,7 @@ class DiffusionPrior(Mapped):
 @eqx.filter_jit
 def _support(diffusion: Model, shape: tuple[int, ...]) -> constraints.Constraint:
     """Of the first step; compiled, what of the network it does not depend on is not evaluated."""
-    return diffusion.first_kernel(jnp.zeros(shape)).support
+    return in_units(diffusion.first_kernel(jnp.zeros(shape)), diffusion.units).support
 
 
 def _no_density(shape: tuple[int, ...], or_flow: str, warn: bool) -> Callable[[Any], Array]:

@@ -97,6 +97,8 @@ def respace(diffusion: Diffusion, num_steps: Count, *, spacing: str = "index") -
         _with(reverse, "network", network),
         first_step=diffusion.first_step,
         levels=diffusion.levels,
+        units=diffusion.units,
+        columns=diffusion.columns,
     )
 
 

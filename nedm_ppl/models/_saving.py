@@ -55,6 +55,7 @@ TREE, ARRAYS = "model.json", "arrays.npz"
 # Fields that classes were given later, with what folders without them mean.
 ADDED: dict[str, dict[str, Any]] = {
     "DataPrediction": {"rank": 0},
+    "Diffusion": {"columns": None, "units": None},
     "DriftVariance": {"released": False},
     "NoisePrediction": {"bound": None, "rank": 0},
     "VelocityPrediction": {"rank": 0},

@@ -34,7 +34,7 @@ def stacked(diffusion: Diffusion, batch_shape: tuple[int, ...]) -> Diffusion:
         stack = kind(one, diffusion.event_shape)
     else:
         stack = _StackedKernel(one, len(batch_shape))
-    return Diffusion(process, stack, first_step=diffusion.first_step, levels=diffusion.levels)
+    return Diffusion(process, stack, first_step=diffusion.first_step, levels=diffusion.levels, units=diffusion.units)
 
 
 class _Apart(eqx.Module):

@@ -16,6 +16,7 @@ from nedm_ppl.plotting._images import digits_figure as digits_figure
 from nedm_ppl.plotting._images import image_grid as image_grid
 from nedm_ppl.plotting._images import restoration_figure as restoration_figure
 from nedm_ppl.plotting._images import reverse_chain_figure as reverse_chain_figure
+from nedm_ppl.plotting._pairs import pairs_figure as pairs_figure
 from nedm_ppl.plotting._paper import drift_points as drift_points
 from nedm_ppl.plotting._paper import heartbeat_figure as heartbeat_figure
 from nedm_ppl.plotting._paper import plane_figure as plane_figure

@@ -21,10 +21,10 @@ def image_grid(
     limits: tuple[float, float] | None = None,
     title: str = "",
 ) -> Axes:
-    """Small gray images side by side, filled row by row; hairlines part them and take up no pixels.
+    """Small images side by side, filled row by row; hairlines part them and take up no pixels.
 
     Args:
-        images: Shape (N, height, width); NaN is drawn blank.
+        images: Shape (N, height, width), gray, or (N, height, width, 3), in color; NaN is drawn blank.
         ax: Where to draw.
         num_columns: Images to a row; by default as square a grid as there is.
         limits: Values drawn black and white; by default the smallest and the largest of `images`. Give the same limits
@@ -55,8 +55,8 @@ def digits_figure(
     """Samples of an image model beside images it never saw, in the same gray levels (as figure App.1).
 
     Args:
-        samples: Shape (N, height, width).
-        holdout: Shape (M, height, width); the first N are drawn.
+        samples: Shape (N, height, width), or (N, height, width, 3).
+        holdout: Shape (M, height, width), likewise; the first N are drawn.
         axes: Two axes, shape (2,): samples, holdout.
         num_columns: Images to a row.
         limits: Values drawn black and white; by default those of `holdout`.
@@ -173,16 +173,21 @@ def restoration_figure(
 
 
 def _mosaic(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images (N, height, width) as one, row by row; what is left of the last row is NaN."""
-    count, height, width = images.shape
+    """Images (N, height, width) or (N, height, width, 3) as one, row by row; what is left of the last row is NaN."""
+    count, height, width, *colors = images.shape
     rows = -(-count // columns)
-    cells = np.full((rows * columns, height, width), np.nan)
+    cells = np.full((rows * columns, height, width, *colors), np.nan)
     cells[:count] = images
-    return cells.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
+    cells = cells.reshape(rows, columns, height, width, *colors).swapaxes(1, 2)
+    return cells.reshape(rows * height, columns * width, *colors)
 
 
 def _show(ax: Axes, mosaic: np.ndarray, limits: tuple[float, float], tile: tuple[int, ...]) -> None:
-    ax.imshow(np.ma.masked_invalid(mosaic), cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="none")
+    if mosaic.ndim == 3:  # colors are drawn as they are, from 0 to 1
+        shades = (mosaic - limits[0]) / (limits[1] - limits[0])
+        ax.imshow(np.where(np.isnan(shades), 1.0, np.clip(shades, 0.0, 1.0)), interpolation="none")
+    else:
+        ax.imshow(np.ma.masked_invalid(mosaic), cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="none")
     for line, size, end in ((ax.axhline, tile[0], mosaic.shape[0]), (ax.axvline, tile[1], mosaic.shape[1])):
         for place in range(size, end, size):
             line(place - 0.5, color=HAIRLINE, linewidth=1.2)
@@ -199,6 +204,8 @@ def _outline(ax: Axes, color: str) -> None:
 
 def _images(name: str, value: ArrayLike) -> np.ndarray:
     value = np.asarray(value)
-    if value.ndim != 3 or 0 in value.shape:
-        raise ValueError(f"{name} must have shape (N, height, width), N at least 1; got shape {value.shape}.")
+    if value.shape[3:] not in ((), (3,)) or value.ndim < 3 or 0 in value.shape:
+        raise ValueError(
+            f"{name} must have shape (N, height, width), or with 3 colors at the end, N at least 1; got shape {value.shape}."
+        )
     return value

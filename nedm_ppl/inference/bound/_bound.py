@@ -125,7 +125,7 @@ def bound_terms(
     Args:
         rng_key: Draws $x_t$, and the steps where `num_times` is given.
         diffusion: The model.
-        x0: Data $x_0$, shape (*batch, *event), scaled as in training.
+        x0: Data $x_0$, shape (*batch, *event), in the model's units of data.
         context: The context of every datum, shape (*batch, *context_shape), or one for all; by default what the model is given.
         num_times: Steps evaluated per datum, drawn uniformly from 2..T, stratified over the whole batch (low
             discrepancy: each datum's are uniform, together they cover the steps evenly) and weighted to stay unbiased.
@@ -166,7 +166,7 @@ def _terms(
         raise ValueError(f"first_step_share must lie in (0, 1]; got {first_step_share:g}.")
     num_times = None if num_times is None else as_count("num_times", num_times)
     check_unmasked("x0", x0)
-    process = diffusion.process
+    process, x0 = diffusion.process, diffusion.to_chain(x0)
     batch_shape = jnp.shape(x0)[: jnp.ndim(x0) - process.event_dim]
     flat = jnp.reshape(jnp.asarray(x0), (-1, *process.event_shape))  # traced steps index the data: no array of NumPy
     contexts = rows_of_context(diffusion, context, batch_shape)
@@ -181,7 +181,7 @@ def _terms(
         steps = _drawn_steps(key_steps, diffusion, flat, contexts, times)
         total = (last - 1) * jnp.mean(steps, axis=0)
 
-    first_step = _first_step(key_first, diffusion, flat, contexts, first_step_share)
+    first_step = _first_step(key_first, diffusion, flat, contexts, first_step_share) + diffusion.log_jacobian
     terms = process.prior_divergence(flat), total, first_step, times, steps
     return BoundTerms(*(jnp.reshape(term, (*term.shape[:-1], *batch_shape)) for term in terms))
 
@@ -207,7 +207,7 @@ def trajectory_terms(
     check_kind("diffusion", diffusion, Diffusion)
     check_unmasked("x0", x0)
     check_unmasked("context", context)
-    process = diffusion.process
+    process, x0 = diffusion.process, diffusion.to_chain(x0)
     batch_shape = jnp.shape(x0)[: jnp.ndim(x0) - process.event_dim]
     flat = jnp.reshape(jnp.asarray(x0, float), (-1, *process.event_shape))
     given, last = diffusion.given(rows_of_context(diffusion, context, batch_shape)), process.num_steps
@@ -223,7 +223,8 @@ def trajectory_terms(
     x_last, steps = jax.lax.scan(step, x1, times)
     prior = -log_ratio(process.stationary(), process.marginal(last, flat), x_last)
     times = jnp.broadcast_to(times[:, None], steps.shape)
-    terms = prior, jnp.sum(steps, axis=0), given.first_kernel(x1).log_prob(flat), times, steps
+    first_step = given.first_kernel(x1).log_prob(flat) + diffusion.log_jacobian
+    terms = prior, jnp.sum(steps, axis=0), first_step, times, steps
     return BoundTerms(*(jnp.reshape(term, (*term.shape[:-1], *batch_shape)) for term in terms))
 
 

@@ -69,6 +69,7 @@ def evaluate(
     diffusion.check_data(x0)
     check_unmasked("context", context)
     contexts = rows_of_context(diffusion, context, (len(x0),))
+    x0, chain = np.asarray(diffusion.to_chain(x0)), diffusion.without_units  # in float64, and once
     starts = range(0, len(x0), batch_size)
     batches = []
     for i, start in enumerate(tqdm(starts, desc="bound", unit="batch", disable=not progress)):
@@ -76,9 +77,10 @@ def evaluate(
         rows = np.arange(start, start + min(batch_size, len(x0)))
         filled = np.where(rows < len(x0), rows, start)
         batch = jnp.asarray(x0[filled]), None if contexts is None else contexts[filled]
-        terms = _bound_terms(jax.random.fold_in(rng_key, i), diffusion, *batch, num_times, whole_trajectories)
+        terms = _bound_terms(jax.random.fold_in(rng_key, i), chain, *batch, num_times, whole_trajectories)
         batches.append([np.asarray(term)[..., : np.sum(rows < len(x0))] for term in terms])
-    return BoundTerms(*(jnp.asarray(np.concatenate(term, axis=-1)) for term in zip(*batches, strict=True)))
+    found = BoundTerms(*(jnp.asarray(np.concatenate(term, axis=-1)) for term in zip(*batches, strict=True)))
+    return found if diffusion.units is None else found._replace(first_step=found.first_step + diffusion.log_jacobian)
 
 
 @eqx.filter_jit

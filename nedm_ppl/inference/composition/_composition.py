@@ -40,6 +40,7 @@ from nedm_ppl.inference.program._recognize import Roles, roles
 from nedm_ppl.inference.program._structure import structure
 from nedm_ppl.models._prior import DiffusionPrior
 from nedm_ppl.models._stacked import stacked
+from nedm_ppl.models._units import Units
 from nedm_ppl.models.reverse._context import bind, held_by_rows
 
 __all__ = ["Composition", "compose", "gibbs_interface", "is_several", "stacked", "target_of"]
@@ -52,6 +53,7 @@ class Composition(NamedTuple):
         name: The diffusion's site.
         batch_shape: Of the site: the plates it lies in.
         event_shape: Of one draw.
+        units: Of the site's data, where they are others than the chain's.
         others: The latent sites beside it.
         roles: What the other sites are to x, observed and latent.
         plates: Which batch axes of the site are plates that all sites depending on x share, counted from the right; () where there
@@ -61,6 +63,7 @@ class Composition(NamedTuple):
     name: str
     batch_shape: tuple[int, ...]
     event_shape: tuple[int, ...]
+    units: Units | None
     others: tuple[str, ...]
     roles: Roles
     plates: tuple[int, ...]
@@ -120,7 +123,8 @@ def compose(
         shared = all(frames.keys() <= {frame.name for frame in samples[s]["cond_indep_stack"]} for s in depend)
         if not (shared and _is_separate(program, name, prior, plates, found.apart, args, kwargs, others)):
             plates = ()
-    return Composition(name, prior.batch_shape, prior.event_shape, tuple(others), found, plates)
+        units = prior.diffusion.units
+    return Composition(name, prior.batch_shape, prior.event_shape, units, tuple(others), found, plates)
 
 
 def target_of(

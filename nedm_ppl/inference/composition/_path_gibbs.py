@@ -136,12 +136,12 @@ class PathGibbs(MCMCKernel):
 
         @jax.jit  # once, in place of an operation at a time
         def start(first: Array | None) -> tuple[Array, Array, Array]:
-            x0 = target.diffusion.sample(key_x0) if first is None else first
-            x0 = x0.astype(jnp.result_type(float))
-            return x0, target.diffusion.process.forward(x0).sample(key_path).astype(x0.dtype), target.r.log_r(x0)
+            x0 = jnp.asarray(target.diffusion.sample(key_x0) if first is None else first, float)
+            u0 = jnp.asarray(target.diffusion.to_chain(x0))
+            return x0, target.diffusion.process.forward(u0).sample(key_path).astype(u0.dtype), target.r.log_r(u0)
 
         x0, path, log_r = start(first)
-        _check_possible(target.r, log_r, lambda: target.diffusion.sample(key_tries, (NUM_TRIES,)))
+        _check_possible(target.r, log_r, lambda: target.diffusion.without_units.sample(key_tries, (NUM_TRIES,)))
         return PathGibbsState({name: x0}, path, jnp.zeros(target.num_steps + 1), rng_key)
 
     def sample(self, state: PathGibbsState, model_args: tuple[Any, ...], model_kwargs: Any) -> PathGibbsState:
@@ -151,8 +151,9 @@ class PathGibbs(MCMCKernel):
         found = self._found
         assert found is not None, "init must be called before sample"
         key, rng_key = jax.random.split(state.rng_key)
-        before = jnp.concatenate([state.z[found.name][None], state.path])
         kwargs = {} if model_kwargs is None else dict(model_kwargs)
+        x0, units = state.z[found.name], found.units
+        before = jnp.concatenate([x0[None] if units is None else jnp.asarray(units.to_chain(x0))[None], state.path])
         key_s, key_sweep = jax.random.split(key)
         # The whole trajectory, then at a random s: the same s for all draws of a plate, so that no lane waits for another.
         starts = jnp.stack([jnp.asarray(len(before)), jax.random.randint(key_s, (), 0, len(before))])
@@ -177,7 +178,9 @@ class PathGibbs(MCMCKernel):
             after = jax.vmap(sweep, (0, 0, 1), 1)(jnp.arange(num), keys, by_member)
             moved = jnp.mean(jnp.any(after != by_member, axis=tuple(range(2, after.ndim))), axis=1)
         after = after.reshape(before.shape)
-        return PathGibbsState({found.name: after[0]}, after[1:], moved, rng_key)
+        # In units, what did not move is not rounded there and back.
+        x0 = after[0] if units is None else jnp.where(after[0] == before[0], x0, jnp.asarray(units.to_data(after[0])))
+        return PathGibbsState({found.name: x0}, after[1:], moved, rng_key)
 
     def refresh(self, state: PathGibbsState, model_args: tuple[Any, ...], model_kwargs: Any) -> PathGibbsState:
         """Identity: nothing in the state depends on the other blocks."""

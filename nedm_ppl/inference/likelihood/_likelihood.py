@@ -300,7 +300,7 @@ def marginal_log_likelihood(
     Args:
         rng_key: Random key.
         diffusion: The model; any process, first step and reverse kernel.
-        x0: Data $x_0$, shape (*batch, *event), scaled as in training.
+        x0: Data $x_0$, shape (*batch, *event), in the model's units of data.
         context: The context of every datum, shape (*batch, *context_shape), or one for all; by default what the model is given. The
             result is then log p(x_0 | context). Under one key the trajectories are the same whatever the contexts, so that
             differences between contexts are precise.
@@ -342,13 +342,16 @@ def marginal_log_likelihood(
     check_unmasked("context", context)
     values = whole("x0", x0)
     diffusion.process.check_shape(values)
-    values = np.asarray(values, float)
+    values = np.asarray(values, np.float64 if diffusion.units is not None else float)
     batch_shape = values.shape[: values.ndim - diffusion.process.event_dim]
     flat = values.reshape(-1, *diffusion.event_shape)
     diffusion.check_data(flat)
     contexts = rows_of_context(diffusion, context, batch_shape)
-    sampler = _Sampler(rng_key, diffusion, flat, contexts, min(batch_size, _few_sizes(most * len(flat))), memory_limit)
+    rows = min(batch_size, _few_sizes(most * len(flat)))
+    on_chain = np.asarray(diffusion.to_chain(flat))
+    sampler = _Sampler(rng_key, diffusion.without_units, on_chain, contexts, rows, memory_limit)
     log_weights, count = _draw_until(sampler, start, most, target_se, progress)
+    log_weights = log_weights + np.float32(diffusion.log_jacobian)
     result = LogLikelihood.from_log_weights(
         log_weights.reshape(-1, *batch_shape),
         num_trajectories=count.reshape(batch_shape),

@@ -42,8 +42,8 @@ def trajectory_log_weight(diffusion: Diffusion, x0: Array, path: Array, *, chunk
 
     Args:
         diffusion: The model.
-        x0: Data $x_0$, shape (*batch, *event).
-        path: Trajectories $x_{1..T}$, times ascending, shape (*sample, *batch, T, *event).
+        x0: Data $x_0$, shape (*batch, *event), in the model's units of data.
+        path: Trajectories $x_{1..T}$, times ascending, shape (*sample, *batch, T, *event), in the chain's units.
         chunk_size: Steps evaluated at a time; all of them by default.
 
     Returns:
@@ -54,7 +54,7 @@ def trajectory_log_weight(diffusion: Diffusion, x0: Array, path: Array, *, chunk
     check_unmasked("path", path)
     last, event_dim = diffusion.num_steps, diffusion.process.event_dim
     states = jnp.moveaxis(path, path.ndim - event_dim - 1, 0)
-    x0 = jnp.broadcast_to(x0, states.shape[1:])
+    x0 = jnp.broadcast_to(jnp.asarray(diffusion.to_chain(x0)), states.shape[1:])
     total = _ends(diffusion, x0, states[0], states[-1]), jnp.zeros(states.shape[1 : states.ndim - event_dim])
     if last > 1:
 
@@ -67,7 +67,7 @@ def trajectory_log_weight(diffusion: Diffusion, x0: Array, path: Array, *, chunk
         total, _ = jax.lax.scan(
             add, total, _chunks(last, last - 1 if chunk_size is None else as_count("chunk_size", chunk_size))
         )
-    return total[0] + total[1]
+    return total[0] + total[1] + diffusion.log_jacobian
 
 
 def draw_log_weights(keys: Array, diffusion: Diffusion, x0: Array, *, chunk_size: int) -> Array:
@@ -76,7 +76,7 @@ def draw_log_weights(keys: Array, diffusion: Diffusion, x0: Array, *, chunk_size
     Args:
         keys: One key per datum, shape (n,). A trajectory depends on its own key alone, not on what it is drawn beside.
         diffusion: The model.
-        x0: Data $x_0$, shape (n, *event).
+        x0: Data as the chain has them, shape (n, *event).
         chunk_size: Steps evaluated at a time.
 
     Returns:

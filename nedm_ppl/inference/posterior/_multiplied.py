@@ -47,7 +47,7 @@ class MultipliedDiffusion(eqx.Module):
 
     Attributes:
         diffusion: The model p.
-        r: The multiplier at t = 0, a product of factors: what particles are weighed by.
+        r: The multiplier at t = 0, a product of factors, as a function of what the chain has: what particles are weighed by.
         guide: What they are moved by on the way, up to a constant factor; r itself, or near it.
         along: How r continues along the chain.
     """
@@ -128,18 +128,20 @@ class MultipliedDiffusion(eqx.Module):
             rng_key: Random key.
             sample_shape: How many.
             start: $x_T$ to start from, of shape (*batch, *event): the noisy image itself in the paper's denoising, the image
-                with noise in its missing region in its inpainting. By default drawn from `initial`.
+                with noise in its missing region in its inpainting; in the data's units. By default drawn from `initial`.
             last_step: Whether to take the first step $p(x_0 | x_1)$ too; the paper's denoising stops at $x_1$.
         """
         key_chain, key_first = jax.random.split(rng_key)
+        start = None if start is None else jnp.asarray(self.diffusion.to_chain(start))
         x1 = self.reverse_chain(start).sample_end(key_chain, sample_shape)
-        return self.first_kernel(x1).sample(key_first) if last_step else x1
+        return self.diffusion.to_data(self.first_kernel(x1).sample(key_first) if last_step else x1)
 
     def sample_trajectory(
         self, rng_key: Array, sample_shape: tuple[int, ...] = (), *, start: Array | None = None
     ) -> Array:
-        """Whole perturbed trajectories $x_0..x_T$, shape (*sample_shape, T + 1, *event), time ascending."""
+        """Whole perturbed trajectories $x_0..x_T$, shape (*sample_shape, T + 1, *event), time ascending, in the chain's units."""
         key_chain, key_first = jax.random.split(rng_key)
+        start = None if start is None else jnp.asarray(self.diffusion.to_chain(start))
         chain = self.reverse_chain(start)
         path = chain.sample(key_chain, sample_shape)
         x0 = self.first_kernel(chain.at(path, 1)).sample(key_first)

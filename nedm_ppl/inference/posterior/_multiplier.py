@@ -33,6 +33,7 @@ from nedm_ppl.laws._mixtures import components, mixture
 from nedm_ppl.laws._point_normal import PointNormal
 from nedm_ppl.laws._small_matrices import cholesky, compressed, whiten
 from nedm_ppl.laws._unwrap import coordinates
+from nedm_ppl.models._units import Units
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.reverse._discrete import Levels
 
@@ -94,6 +95,14 @@ class Multiplier(eqx.Module):
 
     def check(self, process: DiffusionProcess) -> None:
         """Raise a ValueError of one sentence where r cannot multiply data of this process."""
+
+    def in_chain(self, units: Units, process: DiffusionProcess) -> "Multiplier":
+        """The same function of the datum as the chain has it; closed forms stay closed.
+
+        Raises:
+            ValueError: r of another shape than data of this process.
+        """
+        return InUnits(self, units)
 
     @property
     def closes(self) -> bool:
@@ -163,6 +172,9 @@ class Factorized(Multiplier):
             terms = None
         return None if terms is None else jnp.sum(terms, axis=tuple(range(-law.event_dim, 0)))
 
+    def in_chain(self, units: Units, process: DiffusionProcess) -> Multiplier:
+        return FactorizedInUnits(self, units)
+
     def _over_levels(self, base: Levels, event_shape: tuple[int, ...]) -> Array:
         """log r_i at every gray level, shape (*event, num_levels)."""
         values = jnp.asarray(base.levels).reshape(-1, *(1,) * len(event_shape))
@@ -208,6 +220,11 @@ class Known(Factorized):
 
     def _seen(self, power: ArrayLike) -> tuple[Array, Array]:
         return self.values, jnp.where(self.mask, jnp.inf, 0.0)
+
+    def in_chain(self, units: Units, process: DiffusionProcess) -> Multiplier:
+        _check_event(self.values, process, "values")
+        same = Known(units.shifted(self.values), self.mask)
+        return Product((same, _constant(units, process, self.mask))) if units.has_density else same
 
     def check(self, process: DiffusionProcess) -> None:
         _check_event(self.values, process, "values")
@@ -263,6 +280,11 @@ class NormalObservation(Factorized):
         spread = jnp.sqrt(law.variance + noise)
         return jnp.where(self.mask, dist.Normal(law.mean, spread).log_prob(self.y), 0.0)
 
+    def in_chain(self, units: Units, process: DiffusionProcess) -> Multiplier:
+        _check_event(self.y, process, "y")
+        same = NormalObservation(units.shifted(self.y), self.scale / jnp.abs(units.scales()), self.mask)
+        return Product((same, _constant(units, process, self.mask)))
+
     def check(self, process: DiffusionProcess) -> None:
         _check_event(self.y, process, "y")
 
@@ -302,6 +324,14 @@ class BernoulliObservation(Factorized):
     def log_factors(self, values: Array) -> Array:
         agree = jnp.where(jnp.abs(values - self.y) < 0.5, 1.0 - self.flip, self.flip)
         return jnp.where(self.mask, jnp.log(agree), 0.0)
+
+    def in_chain(self, units: Units, process: DiffusionProcess) -> Multiplier:
+        if (units.loc, units.scale) != ((0.0,), (1.0,)):
+            raise ValueError(
+                "BernoulliObservation is of bits that are called 0 and 1; this model's data have other labels. Give a function "
+                "log r(x) of a datum."
+            )
+        return self
 
     def check(self, process: DiffusionProcess) -> None:
         _check_event(self.y, process, "y")
@@ -381,6 +411,13 @@ class LinearObservation(Multiplier):
     def _log_mean(self, law: Distribution, power: ArrayLike) -> Array | None:
         product = self._times(law, power)
         return None if product is None else product.log_evidence
+
+    def in_chain(self, units: Units, process: DiffusionProcess) -> Multiplier:
+        self.check(process)
+        y = self.y - jnp.tensordot(
+            self.matrix, units.unsnapped(jnp.zeros(process.event_shape)), len(process.event_shape)
+        )
+        return LinearObservation(y, self.matrix * units.scales(), covariance=self.covariance)
 
     def check(self, process: DiffusionProcess) -> None:
         if self.matrix.shape[1:] != process.event_shape:
@@ -481,9 +518,68 @@ class Product(Multiplier):
             total, law = total + part, product
         return total
 
+    def in_chain(self, units: Units, process: DiffusionProcess) -> "Product":
+        return Product(factor.in_chain(units, process) for factor in self.factors)
+
+    @property
+    def varying(self) -> "Product":
+        """The same without its constant factors, which move no particle."""
+        return Product(factor for factor in self.factors if not isinstance(factor, Constant))
+
     def check(self, process: DiffusionProcess) -> None:
         for factor in self.factors:
             factor.check(process)
+
+
+class Constant(Multiplier):
+    """The same number for every datum.
+
+    Attributes:
+        value: Its logarithm, nats, a scalar.
+    """
+
+    value: Array
+
+    def log_r(self, x: Array) -> Array:
+        return self.value
+
+    def in_chain(self, units: Units, process: DiffusionProcess) -> Multiplier:
+        return self
+
+    def _times(self, law: Distribution, power: ArrayLike) -> Distribution:
+        return law
+
+    def _log_mean(self, law: Distribution, power: ArrayLike) -> Array:
+        return jnp.broadcast_to(power * self.value, law.batch_shape)
+
+    @property
+    def closes(self) -> bool:
+        return True
+
+
+class InUnits(Multiplier):
+    """A function of the datum in the data's units, as one of what the chain has."""
+
+    multiplier: Multiplier
+    units: Units
+
+    def log_r(self, x: Array) -> Array:
+        return self.multiplier.log_r(self.units.unsnapped(x))
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether a Gaussian chain may follow its gradient."""
+        return getattr(self.multiplier, "differentiable", True)
+
+
+class FactorizedInUnits(Factorized):
+    """A product over coordinates likewise."""
+
+    multiplier: Factorized
+    units: Units
+
+    def log_factors(self, values: Array) -> Array:
+        return self.multiplier.log_factors(self.units.unsnapped(values))
 
 
 def as_multiplier(r: Multiplier | Callable[[Array], Array] | None) -> Product:
@@ -503,6 +599,12 @@ def over_batch(function: Callable[[Array], Array], x: Array, event_dim: int) -> 
     flat = x.reshape(math.prod(batch_shape), *x.shape[x.ndim - event_dim :])
     values = jax.vmap(function)(flat)
     return values.reshape(*batch_shape, *values.shape[1:])
+
+
+def _constant(units: Units, process: DiffusionProcess, mask: Array) -> Constant:
+    """What the density of observed coordinates is smaller by in the data's units than in the chain's."""
+    log_scale = jnp.asarray(units.log_scale(process.event_shape), float)
+    return Constant(-jnp.sum(jnp.where(mask, log_scale, 0.0)))
 
 
 def _concrete(value: Any) -> bool:

@@ -33,11 +33,11 @@ def multiply(
 
     Args:
         diffusion: The model p.
-        r: A multiplier, or a function log r(x) of one datum.
+        r: A multiplier, or a function log r(x) of one datum, in the data's units.
         guide: What moves particles in its place, where that is another; whatever it is, r weighs them.
         along: How r continues along the chain: `constant` (the paper's experiments), `power` (the paper's other choice),
             `lookahead` or a `Lookahead` with its options, `forward` (known coordinates alone), `unguided` (not at all), or a
-            function $(t, x_t) \mapsto \log r_t(x_t)$ of one datum, for t in 1..T.
+            function $(t, x_t) \mapsto \log r_t(x_t)$ of one datum, for t in 1..T, in the chain's units.
 
     Raises:
         ValueError: r of another shape or for other data, an unknown `along`, or one that does not go with r.
@@ -53,6 +53,9 @@ def multiply(
     """
     product, along = as_multiplier(r), as_along(along)
     moving = product if guide is None else as_multiplier(guide)
-    product.check(diffusion.process)
-    moving.check(diffusion.process)
-    return MultipliedDiffusion(diffusion, product, along.guide(moving, diffusion.process), along)
+    units, process = diffusion.units, diffusion.process
+    if units is not None:
+        product, moving = product.in_chain(units, process), moving.in_chain(units, process).varying
+    product.check(process)
+    moving.check(process)
+    return MultipliedDiffusion(diffusion, product, along.guide(moving, process), along)

@@ -26,7 +26,7 @@ from nedm_ppl.inference.posterior._multiplied import Along, MultipliedDiffusion
 from nedm_ppl.inference.posterior._multiplier import Known, Multiplier, Product, as_multiplier
 from nedm_ppl.inference.posterior._multiply import multiply
 from nedm_ppl.inference.posterior._particle_verdict import DoubtfulPosterior, doubts
-from nedm_ppl.inference.posterior._particles import Particles, Resampling, particle_filter, systematic
+from nedm_ppl.inference.posterior._particles import Particles, Resampling, filtered, systematic
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.numbers import log_mean_exp, relative_weights
 
@@ -437,6 +437,10 @@ class ParticlePosterior:
                 f"all weight was lost at t = {t}{everywhere}: r is zero or NaN at every one of {self.num_particles} particles. "
                 "Use more particles, a wider r (a larger noise scale), along='lookahead', or look for NaN in log r."
             )
+        source = self.model if isinstance(self.model, Diffusion) else self._found
+        assert source is not None
+        diffusion = source if isinstance(source, Diffusion) else source.diffusion
+        particles = particles._replace(x=diffusion.to_data(particles.x))  # in float64, and not under jit
         self._key, self._particles, self._batch_shape = rng_key, particles, batch_shape
         doubtful = [reasons for reasons in self._doubts() if reasons]
         if doubtful:
@@ -463,14 +467,14 @@ class ParticlePosterior:
 
 @eqx.filter_jit
 def _run(keys: Array, target: MultipliedDiffusion, num_particles: int, **options: Any) -> Particles:
-    return jax.vmap(lambda key: particle_filter(key, target, num_particles, **options))(keys)
+    return jax.vmap(lambda key: filtered(key, target, num_particles, **options))(keys)
 
 
 @eqx.filter_jit
 def _run_batch(keys: Array, targets: MultipliedDiffusion, num_particles: int, **options: Any) -> Particles:
     def one(keys: Array, own: tuple[Product, Product]) -> Particles:
         target = eqx.tree_at(_multiplied, targets, own)
-        return jax.vmap(lambda key: particle_filter(key, target, num_particles, **options))(keys)
+        return jax.vmap(lambda key: filtered(key, target, num_particles, **options))(keys)
 
     return eqx.filter_vmap(one)(keys, _multiplied(targets))
 

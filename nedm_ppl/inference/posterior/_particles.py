@@ -96,7 +96,24 @@ def particle_filter(
         resampling: `(key, weights) -> indices`.
         threshold: Resample where the effective sample size falls below this share of N; 0 never, 1 always.
         sharding: How particles are laid over devices, for their first axis.
+
+    Returns:
+        Particles at time 0, in the data's units.
     """
+    found = filtered(rng_key, target, num_particles, resampling=resampling, threshold=threshold, sharding=sharding)
+    return found._replace(x=target.diffusion.to_data(found.x))
+
+
+def filtered(
+    rng_key: Array,
+    target: MultipliedDiffusion,
+    num_particles: int,
+    *,
+    resampling: Resampling,
+    threshold: float,
+    sharding: Sharding | None,
+) -> Particles:
+    """`particle_filter`, with its particles as the chain has them."""
     key_chain, key_first = jax.random.split(rng_key)
     key_start, key_steps = jax.random.split(key_chain)
     key_resample = jax.random.fold_in(key_first, 1)

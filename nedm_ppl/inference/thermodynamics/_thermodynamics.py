@@ -112,7 +112,12 @@ class Thermodynamics(NamedTuple):
             ValueError: data that this process cannot have.
         """
         log_snr = np.asarray(diffusion.process.schedule.log_snr, np.float64)
-        return cls(log_snr, entropy_bounds(diffusion.process, x0), step_losses(terms), work(likelihood))
+        return cls(
+            log_snr,
+            entropy_bounds(diffusion.process, np.asarray(diffusion.to_chain(x0))),
+            step_losses(terms),
+            work(likelihood),
+        )
 
     def to_arviz(self, *, units: str = "nats") -> Any:
         """Entropy bounds and losses per step, and the work of forward trajectories.

@@ -5,5 +5,6 @@ from nedm_ppl.inference.training._fit import NonFiniteLossError as NonFiniteLoss
 from nedm_ppl.inference.training._fit import dequantize as dequantize
 from nedm_ppl.inference.training._fit import drop_context as drop_context
 from nedm_ppl.inference.training._fit import fit as fit
+from nedm_ppl.inference.training._fit import updates_for as updates_for
 from nedm_ppl.inference.training._fit import with_parameters as with_parameters
 from nedm_ppl.inference.training._resume import CheckpointError as CheckpointError

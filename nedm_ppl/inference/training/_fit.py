@@ -33,8 +33,10 @@ from nedm_ppl.models.chain._gaussian import GaussianDiffusion
 from nedm_ppl.models.reverse._context import rows_of_context
 from nedm_ppl.numbers import Estimate
 
-__all__ = ["Augmentation", "Fitted", "NonFiniteLossError", "dequantize", "drop_context", "fit"]
+__all__ = ["Augmentation", "Fitted", "NonFiniteLossError", "dequantize", "drop_context", "fit", "updates_for"]
 
+# What `fit` chooses by where it is not told: data too few to keep any out, passes over them, and looks without a better bound.
+FEWEST, EPOCHS, LEAST_UPDATES, MOST_UPDATES, PATIENCE = 20, 200, 2_000, 10_000, 6
 BITS = 1.0 / np.log(2.0)
 # One object, as is the default optimizer of a number of updates: fits by default share a compiled loop.
 DEFAULT_OBJECTIVE = TrajectoryBound()
@@ -104,8 +106,8 @@ def fit(
     data: ArrayLike,
     *,
     context: ArrayLike | None = None,
-    num_updates: Count,
-    batch_size: Count = 128,
+    num_updates: Count | None = None,
+    batch_size: Count | None = None,
     optimizer: optax.GradientTransformation | None = None,
     objective: ELBO | None = None,
     average_decay: float = 0.999,
@@ -128,16 +130,17 @@ def fit(
     Args:
         rng_key: Random key; it and the arguments determine the result.
         diffusion: The model to start from.
-        data: Training data, shape (N, *event), scaled as the process expects.
+        data: Training data, shape (N, *event), in the model's units of data: without `units`, scaled as the process expects.
         context: The context of every datum, shape (N, *context_shape), for a network that takes one; minibatches are of pairs.
             By default the model is trained with the context it is given.
-        num_updates: Optimizer updates.
-        batch_size: Data per step; at most N are used.
+        num_updates: Optimizer updates. None chooses them by N, keeps a tenth of the data out where no validation is given, and
+            stops where that part's bound no longer rises; what was chosen is printed with the bar.
+        batch_size: Data per step; at most N are used. By default 128, and 512 where more than 5,000 data choose the updates.
         optimizer: Any optax transformation; by default Adam with a cosine decay from 1e-3 and gradients clipped at norm 1.
         objective: A NumPyro objective; by default `TrajectoryBound()`, one step of the chain per datum.
         average_decay: Decay of the exponential moving average of the weights, which is what is returned; 0 returns the last.
         augment: `(key, batch) -> batch`, applied to every minibatch with a fresh key: dequantization noise, shifts. With contexts
-            `(key, batch, contexts) -> (batch, contexts)`; `drop_context` is for these.
+            `(key, batch, contexts) -> (batch, contexts)`; `drop_context` is for these. Batches are in the chain's units.
         validation: A part of the training set kept out, for early stopping; the best average on it is returned.
         validation_context: Its contexts, required where the data have them.
         evaluate_every: Optimizer steps between evaluations on it.
@@ -173,38 +176,51 @@ def fit(
     check_concrete("fit", "numpyro's SVI with inference.TrajectoryBound", rng_key, diffusion, data, context)
     train = cast(Part, _part(diffusion, "", data, context, context))
     stop_on = _part(diffusion, "validation", validation, validation_context, context)
+    if num_updates is None:
+        train, stop_on, unsaid = _unsaid(rng_key, train, stop_on, batch_size, progress)
+        num_updates, batch_size, evaluate_every, patience = unsaid
     report_on = _part(diffusion, "holdout", holdout, holdout_context, context)
     folder = None if checkpoint is None else Path(checkpoint)
     every = log_every, evaluate_every, checkpoint_every
-    numbers: Any = num_updates, batch_size, average_decay, num_times, patience, *every
+    numbers: Any = num_updates, 128 if batch_size is None else batch_size, average_decay, num_times, patience, *every
     plan = _Plan(*numbers).checked(len(train.x0), folder is not None, resume, stop_on is not None)
     _warn_of_scale(diffusion, train.x0)
+    chain, units = diffusion.without_units, diffusion.units
 
     key_init, key_data, key_eval, key_holdout = jax.random.split(rng_key, 4)
     optimizer = default_optimizer(plan.num_updates) if optimizer is None else optimizer
-    program = Program(diffusion, optimizer, objective or DEFAULT_OBJECTIVE, plan.batch_size, average_decay, augment)
+    program = Program(chain, optimizer, objective or DEFAULT_OBJECTIVE, plan.batch_size, average_decay, augment)
     record = _record(rng_key, program, train, stop_on, plan)
     state = record.open(folder, _first_state(program, key_init, train), resume=resume)
     advance = advancing(program, key_data, train)
-    null = Estimate.of(diffusion.null_log_prob(train.x0)).mean
+    jacobian = diffusion.log_jacobian
+    null = Estimate.of(chain.null_log_prob(train.x0)).mean + jacobian
 
     with tqdm(total=plan.num_updates, initial=record.step, desc="fit", unit="update", disable=not progress) as bar:
         while record.step < plan.num_updates and not record.stopped(plan.patience):
             count, start = min(plan.log_every, plan.num_updates - record.step), time.perf_counter()
             state, bound = _finite(advance(state, record.step, count), record.step, folder)
+            bound += jacobian
             record.add_steps(count, bound, time.perf_counter() - start)
             bar.update(count)
             bar.set_postfix_str(f"bound {bound * BITS:.3f} bits, null {null * BITS:.3f}")
             if stop_on is not None and (record.step % plan.evaluate_every < count or record.step == plan.num_updates):
-                value = _bound(key_eval, with_parameters(diffusion, state.average), stop_on, plan.num_times, False)
+                value = _bound(
+                    key_eval, with_parameters(chain, state.average), stop_on, plan.num_times, False
+                ) + Estimate(jacobian, 0.0)
                 if record.add_validation(value):
                     state = state._replace(best=state.average)
             ended = record.step == plan.num_updates or record.stopped(plan.patience)
             if folder is not None and (record.step % plan.checkpoint_every == 0 or ended):
                 record.write(folder, state)
 
-    trained = with_parameters(diffusion, state.average if stop_on is None else state.best)
-    found = None if report_on is None else _bound(key_holdout, trained, report_on, plan.num_times, progress)
+    trained = with_parameters(chain, state.average if stop_on is None else state.best)
+    found = (
+        None
+        if report_on is None
+        else _bound(key_holdout, trained, report_on, plan.num_times, progress) + Estimate(jacobian, 0.0)
+    )
+    trained = trained if units is None else eqx.tree_at(lambda d: d.units, trained, units, is_leaf=lambda x: x is None)
     return Fitted(trained, record.history(), found, record.seconds, record.step)
 
 
@@ -250,11 +266,41 @@ def with_parameters(diffusion: Diffusion, parameters: dict[str, Any]) -> Diffusi
 
 def _first_state(program: Program, rng_key: Array, data: Part) -> State:
     svi = program.svi()
-    state = program.first_state(svi, rng_key, Part(jnp.asarray(data.x0), data.context))
+    state = program.first_state(svi, rng_key, data.rows(np.arange(program.batch_size)))
     parameters = svi.get_params(state)
     if not parameters:
         raise ValueError("diffusion must have parameters to train; its reverse kernel has no floating-point arrays.")
     return State(state, parameters, parameters)
+
+
+def updates_for(num_data: int) -> tuple[int, int, int, int]:
+    """What `fit` chooses for so many data: most updates, data per update, updates between looks, looks without a better bound."""
+    batch_size = 512 if num_data > 5_000 else 128
+    updates = int(np.clip(EPOCHS * num_data // batch_size, LEAST_UPDATES, MOST_UPDATES))
+    return updates, batch_size, max(50, updates // 40), PATIENCE
+
+
+def _unsaid(
+    rng_key: Array, train: Part, stop_on: Part | None, batch_size: Count | None, progress: bool
+) -> tuple[Part, Part | None, tuple[int, Count, int, int | None]]:
+    """The data trained and stopped on, and the updates, batch size, updates between looks, and looks to wait for a better one."""
+    num_data = len(train.x0)
+    if stop_on is None and num_data >= FEWEST:
+        seed = np.asarray(jax.random.key_data(jax.random.fold_in(rng_key, 1))).tolist()
+        order = np.random.default_rng(seed).permutation(num_data)
+        kept, trained = np.split(order, [max(1, num_data // 10)])
+        train, stop_on = train.rows(np.sort(trained)), train.rows(np.sort(kept))
+    updates, usual, every, patience = updates_for(num_data)
+    if batch_size is None:
+        batch_size = usual
+    else:
+        updates = int(np.clip(updates * usual // as_count("batch_size", batch_size), LEAST_UPDATES, MOST_UPDATES))
+    if progress:
+        out = "" if stop_on is None else f"; stops where {len(stop_on.x0):,} data that are kept out say so"
+        tqdm.write(
+            f"training: at most {updates:,} updates of {min(int(batch_size), len(train.x0))} of {len(train.x0):,} data{out}"
+        )
+    return train, stop_on, (updates, batch_size, every, None if stop_on is None else patience)
 
 
 def _record(rng_key: Array, program: Program, train: Part, validation: Part | None, plan: _Plan) -> TrainingRecord:
@@ -308,7 +354,9 @@ def _part(
     except ValueError as error:
         raise ValueError(str(error).replace("x0", name or "data", 1)) from None
     check_unmasked(f"{prefix}context", context)
-    return Part(np.asarray(values, jnp.result_type(float)), rows_of_context(diffusion, context, (len(values),)))
+    contexts = rows_of_context(diffusion, context, (len(values),))
+    x0 = np.asarray(diffusion.to_chain(values), jnp.result_type(float))
+    return Part(x0, contexts)
 
 
 def _warn_of_scale(diffusion: Diffusion, data: np.ndarray) -> None:
@@ -316,6 +364,6 @@ def _warn_of_scale(diffusion: Diffusion, data: np.ndarray) -> None:
     if isinstance(diffusion.process, GaussianDiffusion) and not (0.5 < sd**2 < 2.0 and abs(mean) < 0.5):
         warnings.warn(
             f"data should have pooled mean 0 and variance 1 for a GaussianDiffusion; they have mean {mean:.4g} and variance "
-            f"{sd**2:.4g}. Subtract {mean:.6g} and divide by {sd:.6g}.",
+            f"{sd**2:.4g}. Give the model units=models.Standardize.of(data).",
             stacklevel=3,
         )

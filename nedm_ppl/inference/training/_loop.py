@@ -1,7 +1,8 @@
 r"""The updates of a run as one compiled loop, which equal runs share.
 
-A loop is compiled for a model's structure, its functions, an optimizer and an objective. Arrays of the model, data and keys are its
-arguments. Functions are equal where they are one object: what a function holds is compiled with it.
+A loop is compiled for a model's structure, its functions, an optimizer, an objective and the shape of a minibatch. Arrays of the
+model, minibatches and keys are its arguments: no more of the data is on the device. Functions are equal where they are one object:
+what a function holds is compiled with it.
 """
 
 import functools
@@ -30,9 +31,9 @@ class Part(NamedTuple):
     """Data, shape (N, *event), and the context of every datum, or None."""
 
     x0: Any
-    context: Array | None
+    context: Any
 
-    def rows(self, index: Array) -> "Part":
+    def rows(self, index: Any) -> "Part":
         return Part(self.x0[index], None if self.context is None else self.context[index])
 
 
@@ -59,23 +60,22 @@ class Program(NamedTuple):
         programs = (scale(program, 1.0 / self.batch_size) for program in (self.diffusion.model, self.diffusion.guide))
         return SVI(*programs, self.optimizer, self.objective)
 
-    def first_state(self, svi: SVI, rng_key: Array, data: Part) -> Any:
+    def first_state(self, svi: SVI, rng_key: Array, batch: Part) -> Any:
         """SVI's first state; from then on it knows the parameters."""
         with unsampled_trajectories():
-            return svi.init(rng_key, *data.rows(jnp.arange(self.batch_size)))
+            return svi.init(rng_key, *batch)
 
 
 def advancing(program: Program, key_data: Array, data: Part) -> Callable[[State, int, int], tuple[State, Array, Array]]:
     """(state, first, count) -> (state, losses (count,), whether the weights are finite): updates as one compiled loop."""
     seed = int(jax.random.randint(key_data, (), 0, np.iinfo(np.int32).max))
     key_augment = jax.random.fold_in(key_data, 1)
-    on_device = Part(jnp.asarray(data.x0), data.context)
     arrays, static = eqx.partition(program, eqx.is_array)
     loop = _loop(static)
 
     def advance(state: State, first: int, count: int) -> tuple[State, Array, Array]:
         indices = _minibatches(seed, len(data.x0), program.batch_size, first, count)
-        return loop(arrays, key_augment, state, on_device, jnp.asarray(indices), first)
+        return loop(arrays, key_augment, state, data.rows(indices), first)
 
     return advance
 
@@ -104,15 +104,15 @@ def _compiled(
 
     @jax.jit
     def run(
-        arrays: Program, key_augment: Array, state: State, data: Part, indices: Array, first: ArrayLike
+        arrays: Program, key_augment: Array, state: State, batches: Part, first: ArrayLike
     ) -> tuple[State, Array, Array]:
         program: Program = eqx.combine(arrays, static)
         svi = program.svi()
-        jax.eval_shape(lambda: program.first_state(svi, state.svi.rng_key, data))  # it must know the parameters
+        one = jax.tree.map(lambda leaf: leaf[0], batches)
+        jax.eval_shape(lambda: program.first_state(svi, state.svi.rng_key, one))  # it must know the parameters
 
-        def update(carry: tuple[State, Array], index: Array) -> tuple[tuple[State, Array], Array]:
+        def update(carry: tuple[State, Array], batch: Any) -> tuple[tuple[State, Array], Array]:
             state, number = carry
-            batch: Any = data.rows(index)
             if program.augment is not None:
                 key = jax.random.fold_in(key_augment, number)
                 batch = (program.augment(key, batch[0]), None) if batch[1] is None else program.augment(key, *batch)
@@ -122,7 +122,7 @@ def _compiled(
             average = jax.tree.map(lambda a, p: a + rate * (p - a), state.average, svi.get_params(svi_state))
             return (State(svi_state, average, state.best), number + 1), loss
 
-        (state, _), losses = jax.lax.scan(update, (state, jnp.asarray(first)), indices)
+        (state, _), losses = jax.lax.scan(update, (state, jnp.asarray(first)), batches)
         finite = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(svi.get_params(state.svi))]
         return state, losses, jnp.all(jnp.stack(finite))
 

@@ -226,7 +226,7 @@ class LevelPrediction(Prediction):
             )
 
 
-class _OneOf(constraints._SingletonConstraint):
+class OneOf(constraints._SingletonConstraint):
     """Membership in a finite set of reals; which reals, `Levels.log_prob` checks."""
 
     is_discrete = True
@@ -248,7 +248,7 @@ class Levels(Distribution):
     """
 
     arg_constraints = {"logits": constraints.real_vector}
-    support = _OneOf()
+    support = OneOf()
     has_rsample = False
     pytree_aux_fields = ("levels",)
 
