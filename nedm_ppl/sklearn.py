@@ -89,7 +89,7 @@ class DiffusionDensity(DensityMixin, BaseEstimator):
         check_is_fitted(self, "diffusion_")
         values = validate_data(self, X, dtype=np.float64, reset=False)
         self.diffusion_.check_data(values)
-        chain, rows = self.diffusion_.without_units, np.asarray(self.diffusion_.to_chain(values))
+        chain, rows = self.diffusion_.with_units(None), np.asarray(self.diffusion_.to_chain(values))
         keys = jax.random.split(self._key, self.num_trajectories)
         scores = []
         for start in range(0, len(rows), ROWS):

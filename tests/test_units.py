@@ -216,7 +216,7 @@ def test_what_is_made_of_a_model_keeps_its_units():
     model = models.Diffusion(process, models.VelocityPrediction(network), units=UNITS)
     for made in (models.respace(model, 4), models.correlated(model), model.given(None)):
         assert made.units == UNITS
-    assert model.without_units.units is None
+    assert model.with_units(None).units is None
 
 
 # --- training ------------------------------------------------------------------------------------------------------------

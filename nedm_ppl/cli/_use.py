@@ -81,7 +81,7 @@ def sample(
         context = label_of(folder, label)
     diffusion = diffusion.given(context)
     with console.status(f"Sampling {diffusion.num_steps} steps"):
-        draw = eqx.filter_jit(lambda d, key: d.without_units.sample(key, (num_samples,)))
+        draw = eqx.filter_jit(lambda d, key: d.with_units(None).sample(key, (num_samples,)))
         samples = np.asarray(diffusion.to_data(np.asarray(draw(diffusion, jax.random.key(seed)))))
         with whole(out) as file:
             if out.suffix == ".csv":

@@ -28,7 +28,7 @@ from nedm_ppl.models.reverse import (
     log_frequencies,
 )
 
-__all__ = ["KINDS", "DataWarning", "checked_values", "diffusion_for", "kind_of"]
+__all__ = ["IMAGE_STEPS", "KINDS", "TABLE_STEPS", "DataWarning", "checked_values", "diffusion_for", "kind_of"]
 
 KINDS = ("real", "levels", "bits")
 TABLE_STEPS, IMAGE_STEPS = 100, 200

@@ -159,10 +159,17 @@ class Diffusion(eqx.Module):
         """The context, or batch of contexts, that the model is given; None where its network takes none."""
         return next((node.context for node in conditionals(self.reverse)), None)
 
-    @property
-    def without_units(self) -> "Diffusion":
-        """The same model of data as the chain has them."""
-        return self if self.units is None else eqx.tree_at(lambda d: d.units, self, None)
+    def with_units(self, units: Units | None) -> "Diffusion":
+        """The same model of data in these units; with None, of data as the chain has them.
+
+        Raises:
+            ValueError: units that do not suit the process.
+        """
+        if units == self.units:
+            return self
+        same = eqx.tree_at(lambda d: d.units, self, units, is_leaf=lambda node: node is None)
+        same.__check_init__()
+        return same
 
     def to_chain(self, x0: Any) -> Any:
         """Data as the chain has them, shape (*batch, *event)."""

@@ -100,10 +100,10 @@ class Units(eqx.Module):
         return value
 
     def _loc(self, dtype: Any = np.float64) -> np.ndarray:
-        return np.asarray(self.loc, dtype).reshape(self.shape)
+        return np.reshape(np.asarray(self.loc, dtype), self.shape)
 
     def _scale(self, dtype: Any = np.float64) -> np.ndarray:
-        return np.asarray(self.scale, dtype).reshape(self.shape)
+        return np.reshape(np.asarray(self.scale, dtype), self.shape)
 
 
 class Standardize(Units):

@@ -69,7 +69,7 @@ def evaluate(
     diffusion.check_data(x0)
     check_unmasked("context", context)
     contexts = rows_of_context(diffusion, context, (len(x0),))
-    x0, chain = np.asarray(diffusion.to_chain(x0)), diffusion.without_units  # in float64, and once
+    x0, chain = np.asarray(diffusion.to_chain(x0)), diffusion.with_units(None)  # in float64, and once
     starts = range(0, len(x0), batch_size)
     batches = []
     for i, start in enumerate(tqdm(starts, desc="bound", unit="batch", disable=not progress)):

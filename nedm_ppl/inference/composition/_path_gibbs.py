@@ -141,7 +141,7 @@ class PathGibbs(MCMCKernel):
             return x0, target.diffusion.process.forward(u0).sample(key_path).astype(u0.dtype), target.r.log_r(u0)
 
         x0, path, log_r = start(first)
-        _check_possible(target.r, log_r, lambda: target.diffusion.without_units.sample(key_tries, (NUM_TRIES,)))
+        _check_possible(target.r, log_r, lambda: target.diffusion.with_units(None).sample(key_tries, (NUM_TRIES,)))
         return PathGibbsState({name: x0}, path, jnp.zeros(target.num_steps + 1), rng_key)
 
     def sample(self, state: PathGibbsState, model_args: tuple[Any, ...], model_kwargs: Any) -> PathGibbsState:

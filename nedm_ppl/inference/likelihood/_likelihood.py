@@ -349,7 +349,7 @@ def marginal_log_likelihood(
     contexts = rows_of_context(diffusion, context, batch_shape)
     rows = min(batch_size, _few_sizes(most * len(flat)))
     on_chain = np.asarray(diffusion.to_chain(flat))
-    sampler = _Sampler(rng_key, diffusion.without_units, on_chain, contexts, rows, memory_limit)
+    sampler = _Sampler(rng_key, diffusion.with_units(None), on_chain, contexts, rows, memory_limit)
     log_weights, count = _draw_until(sampler, start, most, target_se, progress)
     log_weights = log_weights + np.float32(diffusion.log_jacobian)
     result = LogLikelihood.from_log_weights(

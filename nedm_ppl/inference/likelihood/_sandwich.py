@@ -143,7 +143,7 @@ def sandwich(
     x0, exact = [], []
     for i, start in enumerate(range(0, num_data, rows)):
         # The last batch is drawn whole and cut, so that one compiled program serves all.
-        drawn, log_weight = _exact(jax.random.fold_in(key_exact, i), diffusion.without_units, rows, chunk)
+        drawn, log_weight = _exact(jax.random.fold_in(key_exact, i), diffusion.with_units(None), rows, chunk)
         x0.append(np.asarray(diffusion.to_data(np.asarray(drawn)))[: num_data - start])
         exact.append(np.asarray(log_weight, np.float64)[: num_data - start] + diffusion.log_jacobian)
     data = np.concatenate(x0)

@@ -175,53 +175,40 @@ def fit(
     check_kind("diffusion", diffusion, Diffusion)
     check_concrete("fit", "numpyro's SVI with inference.TrajectoryBound", rng_key, diffusion, data, context)
     train = cast(Part, _part(diffusion, "", data, context, context))
+    _warn_of_scale(diffusion, train.x0)
     stop_on = _part(diffusion, "validation", validation, validation_context, context)
     if num_updates is None:
         train, stop_on, unsaid = _unsaid(rng_key, train, stop_on, batch_size, progress)
         num_updates, batch_size, evaluate_every, patience = unsaid
     report_on = _part(diffusion, "holdout", holdout, holdout_context, context)
-    folder = None if checkpoint is None else Path(checkpoint)
     every = log_every, evaluate_every, checkpoint_every
     numbers: Any = num_updates, 128 if batch_size is None else batch_size, average_decay, num_times, patience, *every
-    plan = _Plan(*numbers).checked(len(train.x0), folder is not None, resume, stop_on is not None)
-    _warn_of_scale(diffusion, train.x0)
-    chain, units = diffusion.without_units, diffusion.units
+    plan = _Plan(*numbers).checked(len(train.x0), checkpoint is not None, resume, stop_on is not None)
+    chain, jacobian = diffusion.with_units(None), diffusion.log_jacobian
 
     key_init, key_data, key_eval, key_holdout = jax.random.split(rng_key, 4)
-    optimizer = default_optimizer(plan.num_updates) if optimizer is None else optimizer
+    optimizer = optimizer or default_optimizer(plan.num_updates)
     program = Program(chain, optimizer, objective or DEFAULT_OBJECTIVE, plan.batch_size, average_decay, augment)
-    record = _record(rng_key, program, train, stop_on, plan)
+    record, folder = _record(rng_key, program, train, stop_on, plan), None if checkpoint is None else Path(checkpoint)
     state = record.open(folder, _first_state(program, key_init, train), resume=resume)
-    advance = advancing(program, key_data, train)
-    jacobian = diffusion.log_jacobian
-    null = Estimate.of(chain.null_log_prob(train.x0)).mean + jacobian
+    advance, null = advancing(program, key_data, train), float(np.mean(chain.null_log_prob(train.x0))) + jacobian
 
     with tqdm(total=plan.num_updates, initial=record.step, desc="fit", unit="update", disable=not progress) as bar:
         while record.step < plan.num_updates and not record.stopped(plan.patience):
             count, start = min(plan.log_every, plan.num_updates - record.step), time.perf_counter()
-            state, bound = _finite(advance(state, record.step, count), record.step, folder)
-            bound += jacobian
+            state, bound = _finite(advance(state, record.step, count), record.step, folder, jacobian)
             record.add_steps(count, bound, time.perf_counter() - start)
-            bar.update(count)
-            bar.set_postfix_str(f"bound {bound * BITS:.3f} bits, null {null * BITS:.3f}")
+            _show(bar, count, bound, null)
             if stop_on is not None and (record.step % plan.evaluate_every < count or record.step == plan.num_updates):
-                value = _bound(
-                    key_eval, with_parameters(chain, state.average), stop_on, plan.num_times, False
-                ) + Estimate(jacobian, 0.0)
+                value = _bound(key_eval, with_parameters(chain, state.average), stop_on, plan.num_times, jacobian)
                 if record.add_validation(value):
                     state = state._replace(best=state.average)
-            ended = record.step == plan.num_updates or record.stopped(plan.patience)
-            if folder is not None and (record.step % plan.checkpoint_every == 0 or ended):
+            if folder is not None and record.is_due(plan.num_updates, plan.patience, plan.checkpoint_every):
                 record.write(folder, state)
 
     trained = with_parameters(chain, state.average if stop_on is None else state.best)
-    found = (
-        None
-        if report_on is None
-        else _bound(key_holdout, trained, report_on, plan.num_times, progress) + Estimate(jacobian, 0.0)
-    )
-    trained = trained if units is None else eqx.tree_at(lambda d: d.units, trained, units, is_leaf=lambda x: x is None)
-    return Fitted(trained, record.history(), found, record.seconds, record.step)
+    found = None if report_on is None else _bound(key_holdout, trained, report_on, plan.num_times, jacobian, progress)
+    return Fitted(trained.with_units(diffusion.units), record.history(), found, record.seconds, record.step)
 
 
 @functools.lru_cache(8)
@@ -317,8 +304,8 @@ def _record(rng_key: Array, program: Program, train: Part, validation: Part | No
     )
 
 
-def _finite(after: tuple[State, Array, Array], first: int, folder: Path | None) -> tuple[State, float]:
-    """The state and the mean bound of its last updates, nats; a NonFiniteLossError where either is lost."""
+def _finite(after: tuple[State, Array, Array], first: int, folder: Path | None, jacobian: float) -> tuple[State, float]:
+    """The state and the mean bound of its last updates, nats, in the data's units; a NonFiniteLossError where either is lost."""
     state, losses, bad = after[0], np.asarray(after[1]), ~np.isfinite(np.asarray(after[1]))
     if not after[2] or bad.any():
         at = int(np.argmax(bad)) if bad.any() else len(losses) - 1
@@ -327,13 +314,20 @@ def _finite(after: tuple[State, Array, Array], first: int, folder: Path | None) 
         raise NonFiniteLossError(
             f"{what} at step {first + at + 1}. Lower the learning rate, or clip the gradient.{kept}"
         )
-    return state, -float(losses.mean())
+    return state, jacobian - float(losses.mean())
 
 
-def _bound(rng_key: Array, diffusion: Diffusion, part: Part, num_times: int | None, progress: bool) -> Estimate:
-    """Mean K of a part of the data, nats per datum."""
-    terms = evaluate(rng_key, diffusion, part.x0, context=part.context, num_times=num_times, progress=progress)
-    return Estimate.of(terms.total)
+def _show(bar: tqdm, count: int, bound: float, null: float) -> None:
+    bar.update(count)
+    bar.set_postfix_str(f"bound {bound * BITS:.3f} bits, null {null * BITS:.3f}")
+
+
+def _bound(
+    rng_key: Array, chain: Diffusion, part: Part, num_times: int | None, jacobian: float, progress: bool = False
+) -> Estimate:
+    """Mean K of a part of the data, nats per datum, in their units."""
+    terms = evaluate(rng_key, chain, part.x0, context=part.context, num_times=num_times, progress=progress)
+    return Estimate.of(terms.total) + Estimate(jacobian, 0.0)
 
 
 def _part(

@@ -91,6 +91,10 @@ class TrainingRecord:
         means = [mean for _, mean, _ in self._validation]
         return len(means) - 1 - int(np.argmax(means)) >= patience
 
+    def is_due(self, num_updates: int, patience: int | None, every: int) -> bool:
+        """Whether the state is to be written: after every so many updates, and at the end."""
+        return self.step % every == 0 or self.step == num_updates or self.stopped(patience)
+
     def history(self) -> dict[str, np.ndarray]:
         """The training trace, arrays by name."""
         trace = np.asarray(self._trace, np.float64).reshape(-1, 2)
