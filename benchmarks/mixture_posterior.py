@@ -120,12 +120,14 @@ def schedule(num_times: int) -> models.schedules.Schedule:
     return models.schedules.from_alpha_bar(np.exp(log_alpha_bar), one_minus=-np.expm1(log_alpha_bar))
 
 
-def posterior(case: Instance, num_times: int, **options: Any) -> inference.MultipliedDiffusion:
+def posterior(case: Instance, num_times: int, *, rank: int = 0, **options: Any) -> inference.MultipliedDiffusion:
     process = models.GaussianDiffusion((case.matrix.shape[1],), schedule(num_times))
     network = MixtureMoments(
         jnp.asarray(case.log_weights), jnp.asarray(component_means(case.matrix.shape[1])), process.schedule.alpha_bar
     )
     diffusion = models.Diffusion(process, models.DataPrediction(network), first_step="learned")
+    if rank:
+        diffusion = models.correlated(diffusion, rank)
     r = inference.LinearObservation(case.y, case.matrix, scale=case.scale)
     return inference.multiply(diffusion, r, **options)
 
@@ -140,10 +142,10 @@ def run_paper(key: Array, target: inference.MultipliedDiffusion) -> Array:
     return target.sample(key, (NUM_DRAWS,))
 
 
-def measure(dx: int, dy: int, num_particles: int, num_times: int, num_instances: int) -> dict[str, Any]:
+def measure(dx: int, dy: int, num_particles: int, num_times: int, num_instances: int, rank: int = 0) -> dict[str, Any]:
     """Every instance's floor, distances, error of log Z and seconds."""
     row: dict[str, Any] = {
-        "dx": dx, "dy": dy, "num_particles": num_particles, "num_times": num_times,
+        "dx": dx, "dy": dy, "num_particles": num_particles, "num_times": num_times, "rank": rank,
         "floor": [], "filter": [], "paper": [], "log_z_error": [], "seconds": [],
     }  # fmt: skip
     for seed in range(num_instances):
@@ -151,7 +153,7 @@ def measure(dx: int, dy: int, num_particles: int, num_times: int, num_instances:
         truth, log_z = exact(case, rng, 2 * NUM_DRAWS)
         first, second = truth[:NUM_DRAWS], truth[NUM_DRAWS:]
         start = time.perf_counter()
-        target = posterior(case, num_times, along=AHEAD)
+        target = posterior(case, num_times, rank=rank, along="lookahead" if rank else AHEAD)
         particles = jax.block_until_ready(run_filter(key, target, num_particles))
         row["seconds"].append(time.perf_counter() - start)  # the first one compiles
         weights = np.exp(np.asarray(particles.log_weights, np.float64))
@@ -227,6 +229,9 @@ def main() -> None:
     parser.add_argument("--measurements", type=int, nargs="+", default=[1, 2, 4], help="dy")
     parser.add_argument("--times", type=int, default=100, help="indices of 0..999, ends included")
     parser.add_argument("--instances", type=int, default=20)
+    parser.add_argument(
+        "--rank", type=int, default=0, help="directions of models.correlated, at most dx; 0 for independent steps"
+    )
     parser.add_argument("--protocol", action="store_true", help="the published comparison instead")
     parser.add_argument("--output", type=Path, default=Path("mixture_posterior.json"))
     args = parser.parse_args()
@@ -238,7 +243,7 @@ def main() -> None:
     for num_particles in args.particles:
         for dx in args.dims:
             for dy in args.measurements:
-                rows.append(measure(dx, dy, num_particles, args.times, args.instances))
+                rows.append(measure(dx, dy, num_particles, args.times, args.instances, min(args.rank, dx)))
                 args.output.write_text(json.dumps(rows))
                 print(*table(rows[-1:])[0], sep=" | ", flush=True)
     output = Table("dx, dy", "particles", "T", "floor", "filter", "paper", "filter / floor", "log Z error", "seconds")
