@@ -28,6 +28,7 @@ from nedm_ppl.inference.bound._bound import TrajectoryBound
 from nedm_ppl.inference.bound._evaluation import evaluate
 from nedm_ppl.inference.training._loop import Augmentation, Part, Program, State, advancing, described
 from nedm_ppl.inference.training._resume import TrainingRecord
+from nedm_ppl.inference.training._rows import Streamed, is_streamed
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.chain._gaussian import GaussianDiffusion
 from nedm_ppl.models.reverse._context import rows_of_context
@@ -37,6 +38,7 @@ __all__ = ["Augmentation", "Fitted", "NonFiniteLossError", "dequantize", "drop_c
 
 # What `fit` chooses by where it is not told: data too few to keep any out, passes over them, and looks without a better bound.
 FEWEST, EPOCHS, LEAST_UPDATES, MOST_UPDATES, PATIENCE = 20, 200, 2_000, 10_000, 6
+MOST_KEPT_OUT = 10_000
 BITS = 1.0 / np.log(2.0)
 # One object, as is the default optimizer of a number of updates: fits by default share a compiled loop.
 DEFAULT_OBJECTIVE = TrajectoryBound()
@@ -130,7 +132,9 @@ def fit(
     Args:
         rng_key: Random key; it and the arguments determine the result.
         diffusion: The model to start from.
-        data: Training data, shape (N, *event), in the model's units of data: without `units`, scaled as the process expects.
+        data: Training data, shape (N, *event), in the model's units of data: without `units`, scaled as the process expects. A
+            memory-mapped array, `data.MappedRows`, a Grain `MapDataset` and any other source with a length and items are read as
+            rows are wanted: no more than minibatches of it are in memory.
         context: The context of every datum, shape (N, *context_shape), for a network that takes one; minibatches are of pairs.
             By default the model is trained with the context it is given.
         num_updates: Optimizer updates. None chooses them by N, keeps a tenth of the data out where no validation is given, and
@@ -175,7 +179,7 @@ def fit(
     check_kind("diffusion", diffusion, Diffusion)
     check_concrete("fit", "numpyro's SVI with inference.TrajectoryBound", rng_key, diffusion, data, context)
     train = cast(Part, _part(diffusion, "", data, context, context))
-    _warn_of_scale(diffusion, train.x0)
+    _warn_of_scale(diffusion, _some(train))
     stop_on = _part(diffusion, "validation", validation, validation_context, context)
     if num_updates is None:
         train, stop_on, unsaid = _unsaid(rng_key, train, stop_on, batch_size, progress)
@@ -191,7 +195,7 @@ def fit(
     program = Program(chain, optimizer, objective or DEFAULT_OBJECTIVE, plan.batch_size, average_decay, augment)
     record, folder = _record(rng_key, program, train, stop_on, plan), None if checkpoint is None else Path(checkpoint)
     state = record.open(folder, _first_state(program, key_init, train), resume=resume)
-    advance, null = advancing(program, key_data, train), float(np.mean(chain.null_log_prob(train.x0))) + jacobian
+    advance, null = advancing(program, key_data, train), float(np.mean(chain.null_log_prob(_some(train)))) + jacobian
 
     with tqdm(total=plan.num_updates, initial=record.step, desc="fit", unit="update", disable=not progress) as bar:
         while record.step < plan.num_updates and not record.stopped(plan.patience):
@@ -275,8 +279,8 @@ def _unsaid(
     if stop_on is None and num_data >= FEWEST:
         seed = np.asarray(jax.random.key_data(jax.random.fold_in(rng_key, 1))).tolist()
         order = np.random.default_rng(seed).permutation(num_data)
-        kept, trained = np.split(order, [max(1, num_data // 10)])
-        train, stop_on = train.rows(np.sort(trained)), train.rows(np.sort(kept))
+        kept, trained = np.split(order, [min(max(1, num_data // 10), MOST_KEPT_OUT)])
+        train, stop_on = _rows(train, np.sort(trained)), train.rows(np.sort(kept))
     updates, usual, every, patience = updates_for(num_data)
     if batch_size is None:
         batch_size = usual
@@ -288,6 +292,17 @@ def _unsaid(
             f"training: at most {updates:,} updates of {min(int(batch_size), len(train.x0))} of {len(train.x0):,} data{out}"
         )
     return train, stop_on, (updates, batch_size, every, None if stop_on is None else patience)
+
+
+def _rows(part: Part, order: np.ndarray) -> Part:
+    """Some rows of a part; still read when they are wanted, where they are."""
+    if not isinstance(part.x0, Streamed):
+        return part.rows(order)
+    return Part(part.x0.part(order), None if part.context is None else part.context[order])
+
+
+def _some(part: Part) -> np.ndarray:
+    return part.x0.some() if isinstance(part.x0, Streamed) else part.x0
 
 
 def _record(rng_key: Array, program: Program, train: Part, validation: Part | None, plan: _Plan) -> TrainingRecord:
@@ -342,6 +357,8 @@ def _part(
         )
     if x0 is None:
         return None
+    if is_streamed(x0):
+        return _streamed_part(diffusion, name, x0, context)
     values = whole(name or "data", x0)
     try:
         diffusion.check_data(values)
@@ -351,6 +368,18 @@ def _part(
     contexts = rows_of_context(diffusion, context, (len(values),))
     x0 = np.asarray(diffusion.to_chain(values), jnp.result_type(float))
     return Part(x0, contexts)
+
+
+def _streamed_part(diffusion: Diffusion, name: str, source: Any, context: ArrayLike | None) -> Part:
+    """Rows that are read when they are wanted. Some are checked; of the others a loss that is not finite tells."""
+    if name:
+        raise ValueError(f"{name} must be an array in memory; only training data are read as they are wanted.")
+    if len(source) < 1:
+        raise ValueError("data must hold at least one datum; got none.")
+    rows = Streamed(source, lambda x: np.asarray(diffusion.to_chain(x), jnp.result_type(float)))
+    diffusion.with_units(None).check_data(rows.some())
+    contexts = rows_of_context(diffusion, context, (len(rows),))
+    return Part(rows, contexts)
 
 
 def _warn_of_scale(diffusion: Diffusion, data: np.ndarray) -> None:

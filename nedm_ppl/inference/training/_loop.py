@@ -132,12 +132,18 @@ def _compiled(
 _kept = functools.lru_cache(KEPT)(_compiled)
 
 
+@functools.lru_cache(2)
+def _permutation(seed: int, epoch: int, num_data: int) -> np.ndarray:
+    """The order of an epoch, kept while it lasts."""
+    return np.random.default_rng([seed, epoch]).permutation(num_data)
+
+
 def _minibatches(seed: int, num_data: int, batch_size: int, first: int, count: int) -> np.ndarray:
     """Row numbers of minibatches first..first + count - 1: epochs of one permutation each, the remainder left out."""
     per_epoch = num_data // batch_size
-    rows = np.empty((count, batch_size), np.int32)
+    rows = np.empty((count, batch_size), np.int64)
     for epoch in range(first // per_epoch, (first + count - 1) // per_epoch + 1):
-        permutation = np.random.default_rng([seed, epoch]).permutation(num_data)
+        permutation = _permutation(seed, epoch, num_data)
         for batch in range(max(first, epoch * per_epoch), min(first + count, (epoch + 1) * per_epoch)):
             start = (batch - epoch * per_epoch) * batch_size
             rows[batch - first] = permutation[start : start + batch_size]

@@ -50,7 +50,7 @@ class TrainingRecord:
         self,
         *,
         diffusion: Any,
-        data: np.ndarray,
+        data: Any,
         validation: np.ndarray | None,
         rng_key: Array,
         contexts: Sequence[Any] = (),
@@ -63,14 +63,13 @@ class TrainingRecord:
         self._description: dict[str, Any] = {
             "format": "nedm_ppl.training",
             "version": VERSION,
-            "model": _digest(re.sub(r" at 0x[0-9a-f]+", "", str(jax.tree.structure(diffusion))).encode()),
-            "data": _digest(np.ascontiguousarray(data).tobytes()),
-            "validation": None if validation is None else _digest(np.ascontiguousarray(validation).tobytes()),
+            "model": hashlib.sha256(
+                re.sub(r" at 0x[0-9a-f]+", "", str(jax.tree.structure(diffusion))).encode()
+            ).hexdigest(),
             "rng_key": np.asarray(_plain(rng_key)).tolist(),
             **options,
         }
-        if contexts:
-            self._description["context"] = [_digest(np.ascontiguousarray(values).tobytes()) for values in contexts]
+        self._data = data, validation, contexts
 
     def add_steps(self, count: int, bound: float, seconds: float) -> None:
         """Note `count` optimizer steps and their mean bound (nats per datum)."""
@@ -111,6 +110,11 @@ class TrainingRecord:
         """Prepare the folder for a new run, or read the last complete state of the run it holds; nothing where there is none."""
         if folder is None:
             return state
+        data, validation, contexts = self._data  # hashed only where something is kept
+        self._description["data"] = _digest(data)
+        self._description["validation"] = None if validation is None else _digest(validation)
+        if contexts:
+            self._description["context"] = [_digest(values) for values in contexts]
         self._description["arrays"] = [[list(leaf.shape), str(leaf.dtype)] for leaf in _leaves(state)]
         file = folder / DESCRIPTION
         used = folder.exists() and any(path.name not in BEGUN for path in folder.iterdir())
@@ -198,8 +202,12 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _digest(data: Any) -> str:
+    """Of an array, or of rows that are read some at a time; no copy is made."""
+    found = hashlib.sha256()
+    for part in data.chunks() if hasattr(data, "chunks") else (data,):
+        found.update(memoryview(np.ascontiguousarray(part)).cast("B"))
+    return found.hexdigest()
 
 
 def _leaves(state: Any) -> list[Array]:
