@@ -1,7 +1,8 @@
 """Training on a file larger than memory: anonymous memory, and time per update against the same rows in memory.
 
-Run from the repository with `python -m benchmarks.streaming`. It writes a sparse file of 20 GB (zeros, no blocks of the disk), one of
-a hundredth of its rows, and a full one of 2 GB, into a folder of its own that goes at the end. Every run is a process of its own.
+Run from the repository with `python -m benchmarks.streaming`. It writes a sparse file of 20 GB (zeros, no blocks of the disk), one
+of a hundredth of its rows, and a full one of 2 GB, into a folder of its own that goes at the end. Every run is a process of its
+own.
 """
 
 import argparse

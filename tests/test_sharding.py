@@ -1,4 +1,4 @@
-"""Particles laid over two devices: the same numbers as on one. In a process of its own, because JAX counts its devices once."""
+"""Rows laid over devices: the same numbers as on one. In processes of their own, because JAX counts its devices once."""
 
 import subprocess
 import sys
@@ -28,8 +28,81 @@ np.testing.assert_allclose(one.log_evidence.mean, two.log_evidence.mean, atol=1e
 """
 
 
+ROWS = """
+import sys
+import equinox as eqx, jax, numpy as np, optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from nedm_ppl import inference, models
+
+folder, key = sys.argv[1], jax.random.key(0)
+x = np.random.default_rng(0).normal(50.0, 9.0, (200, 2))
+labels = np.arange(200) % 3
+network = models.networks.ResidualMLP((2,), (2, 2), 5, width=8, depth=1, key=key)
+embedded = models.networks.Embedded(network, eqx.nn.Embedding(4, 8, key=key))
+process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(5))
+reverse = models.VelocityPrediction(models.Conditional(embedded, 3))
+diffusion = models.Diffusion(process, reverse, first_step="learned", units=models.Standardize.of(x))
+options = dict(context=labels, num_updates=24, batch_size=16, optimizer=optax.sgd(0.01), log_every=6, checkpoint_every=12,
+               validation=x[:32], validation_context=labels[:32], evaluate_every=12, average_decay=0.9, progress=False)
+
+
+def over(count):
+    return NamedSharding(Mesh(np.array(jax.devices()[:count]), ("rows",)), PartitionSpec("rows"))
+
+
+def close(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
+
+
+def arrays(diffusion):
+    return jax.tree.map(np.asarray, eqx.filter(diffusion, eqx.is_array))
+
+
+assert len(jax.devices()) == 8
+alone = inference.fit(key, diffusion, x, **options)
+likelihood = inference.marginal_log_likelihood(key, alone.diffusion, x[:5], context=labels[:5], num_trajectories=8)
+for count in (2, 8):
+    together = inference.fit(key, diffusion, x, sharding=over(count), checkpoint=f"{folder}/{count}", **options)
+    close(alone.history, together.history)
+    close(arrays(alone.diffusion), arrays(together.diffusion))
+    terms = inference.evaluate(key, together.diffusion, x, context=labels, batch_size=64, sharding=over(count))
+    close(terms, inference.evaluate(key, together.diffusion, x, context=labels, batch_size=64))
+    found = inference.marginal_log_likelihood(
+        key, alone.diffusion, x[:5], context=labels[:5], num_trajectories=8, sharding=over(count)
+    )
+    close(likelihood.log_weights, found.log_weights)
+
+# A run over two devices that ended half way goes on over one and over eight.
+import shutil
+for count in (1, 8):
+    shutil.copytree(f"{folder}/2", f"{folder}/2on{count}")
+    shutil.rmtree(f"{folder}/2on{count}/steps/24")
+    resumed = inference.fit(key, diffusion, x, sharding=over(count), checkpoint=f"{folder}/2on{count}", resume=True, **options)
+    close(arrays(alone.diffusion), arrays(resumed.diffusion))
+
+draws = jax.jit(lambda key: diffusion.given(0).sample(key, 16), out_shardings=over(8))(key)
+assert len(draws.sharding.device_set) == 8
+close(np.asarray(draws), np.asarray(jax.jit(lambda key: diffusion.given(0).sample(key, 16))(key)))
+
+for wrong, said in ((over(3), "multiple of the 3 devices"), (jax.sharding.SingleDeviceSharding(jax.devices()[0]), "NamedSharding")):
+    try:
+        inference.fit(key, diffusion, x, sharding=wrong, **options)
+    except ValueError as error:
+        assert said in str(error), error
+    else:
+        raise AssertionError(said)
+"""
+
+
 def test_particles_over_two_devices_are_those_of_one(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_training_bounds_and_likelihoods_over_eight_devices_are_those_of_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    done = subprocess.run([sys.executable, "-c", ROWS, tmp_path], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

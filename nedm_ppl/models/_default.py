@@ -31,7 +31,7 @@ from nedm_ppl.models.reverse import (
 __all__ = ["IMAGE_STEPS", "KINDS", "TABLE_STEPS", "DataWarning", "checked_values", "diffusion_for", "kind_of"]
 
 KINDS = ("real", "levels", "bits")
-TABLE_STEPS, IMAGE_STEPS = 100, 200
+TABLE_STEPS, IMAGE_STEPS = 40, 200
 FULL_RANK, SOME_RANK, MANY_COLUMNS = 16, 8, 32
 IMAGE_WIDTH = 32
 FEW_LEVELS, MOST_LEVELS, TENFOLD = 64, 256, 10.0
@@ -73,7 +73,7 @@ def diffusion_for(
         kind: `real`, `levels` (gray levels, or counts with few values), `bits` (two values), or None to find out: two values are
             bits; at most 256 whole numbers, and values of which all occur often, are levels; all else is real.
         levels: All values that levels or bits can have; by default those of the data, and whole numbers between them.
-        num_steps: T; by default 100 for a table and 200 for images.
+        num_steps: T; by default 40 for a table and 200 for images.
         num_labels: Number of labels 0, 1, ... that the model is to be given as contexts; 0 is a model without.
         columns: Names of a table's columns, for messages and for the model to keep.
         verbose: Whether to print what was chosen and why.
@@ -94,7 +94,7 @@ def diffusion_for(
         >>> heights = np.random.default_rng(0).normal([170.0, 70.0], [9.0, 12.0], (500, 2))
         >>> diffusion = models.diffusion_for(jax.random.key(0), heights)
         data: 500 rows of 2 real numbers, in units of their pooled mean 120 and standard deviation 50.7
-        chain: Gaussian, T = 100, log-SNR falls evenly; last step learned
+        chain: Gaussian, T = 40, log-SNR falls evenly; last step learned
         kernel: predicts the velocity, with the full covariance
         network: residual, width 128, depth 3; 117,640 parameters
     """

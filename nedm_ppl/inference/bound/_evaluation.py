@@ -5,10 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Sharding
 from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
+from nedm_ppl.inference._devices import laid_out, on_all, rows_over
 from nedm_ppl.inference.bound._bound import BoundTerms, bound_terms, trajectory_terms
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.reverse._context import rows_of_context
@@ -25,6 +27,7 @@ def evaluate(
     num_times: Count | None = None,
     whole_trajectories: bool = False,
     batch_size: Count = 512,
+    sharding: Sharding | None = None,
     progress: bool = False,
 ) -> BoundTerms:
     """The bound K of every datum of a data set, in batches; see `bound_terms`.
@@ -39,6 +42,7 @@ def evaluate(
         whole_trajectories: Whether a datum's states are one trajectory, in place of a fresh $x_t$ for every step. The spread of
             the total is then that of a log weight, which vanishes with the gap between K and log p(x_0): the way to measure a gap.
         batch_size: Data evaluated at a time.
+        sharding: How they are laid over devices, for their first axis.
         progress: Whether to show a bar.
 
     Returns:
@@ -62,6 +66,7 @@ def evaluate(
     check_kind("diffusion", diffusion, Diffusion)
     check_concrete("evaluate", "inference.bound_terms", rng_key, diffusion, x0, context)
     batch_size = as_count("batch_size", batch_size)
+    sharding = rows_over(sharding, "batch_size", batch_size)
     num_times = None if num_times is None else as_count("num_times", num_times)
     if whole_trajectories and num_times is not None:
         raise ValueError(f"num_times must be None with whole_trajectories, which take every step; got {num_times}.")
@@ -69,15 +74,16 @@ def evaluate(
     diffusion.check_data(x0)
     check_unmasked("context", context)
     contexts = rows_of_context(diffusion, context, (len(x0),))
-    x0, chain = np.asarray(diffusion.to_chain(x0)), diffusion.with_units(None)  # in float64, and once
+    x0, chain = np.asarray(diffusion.to_chain(x0)), on_all(diffusion.with_units(None), sharding)  # in float64, and once
     starts = range(0, len(x0), batch_size)
     batches = []
     for i, start in enumerate(tqdm(starts, desc="bound", unit="batch", disable=not progress)):
         # The last batch is filled up, so that one compiled function serves all.
-        rows = np.arange(start, start + min(batch_size, len(x0)))
+        rows = np.arange(start, start + (min(batch_size, len(x0)) if sharding is None else batch_size))
         filled = np.where(rows < len(x0), rows, start)
-        batch = jnp.asarray(x0[filled]), None if contexts is None else contexts[filled]
-        terms = _bound_terms(jax.random.fold_in(rng_key, i), chain, *batch, num_times, whole_trajectories)
+        batch = laid_out((jnp.asarray(x0[filled]), None if contexts is None else contexts[filled]), sharding)
+        key = on_all(jax.random.fold_in(rng_key, i), sharding)
+        terms = _bound_terms(key, chain, *batch, num_times, whole_trajectories)
         batches.append([np.asarray(term)[..., : np.sum(rows < len(x0))] for term in terms])
     found = BoundTerms(*(jnp.asarray(np.concatenate(term, axis=-1)) for term in zip(*batches, strict=True)))
     return found if diffusion.units is None else found._replace(first_step=found.first_step + diffusion.log_jacobian)

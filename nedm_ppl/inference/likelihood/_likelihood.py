@@ -23,10 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Sharding
 from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
+from nedm_ppl.inference._devices import laid_out, on_all, rows_over
 from nedm_ppl.inference._named_arrays import (
     container,
     data_dims,
@@ -287,6 +289,7 @@ def marginal_log_likelihood(
     max_trajectories: Count = 4096,
     memory_limit: int | None = None,
     batch_size: Count = 4096,
+    sharding: Sharding | None = None,
     progress: bool = False,
 ) -> LogLikelihood:
     r"""Importance-sampled log p(x_0) of every datum, Section 2.3, with forward trajectories as the proposal.
@@ -312,6 +315,7 @@ def marginal_log_likelihood(
         memory_limit: Bytes of working memory on the device, beyond the model and the data; what is drawn and evaluated
             together is chosen to stay below, and the compiled program is asked whether it does. None plans for 256 MiB, unasked.
         batch_size: Trajectories drawn at a time, at most.
+        sharding: How they are laid over devices, for their first axis.
         progress: Whether to show a bar.
 
     Returns:
@@ -349,7 +353,7 @@ def marginal_log_likelihood(
     contexts = rows_of_context(diffusion, context, batch_shape)
     rows = min(batch_size, _few_sizes(most * len(flat)))
     on_chain = np.asarray(diffusion.to_chain(flat))
-    sampler = _Sampler(rng_key, diffusion.with_units(None), on_chain, contexts, rows, memory_limit)
+    sampler = _Sampler(rng_key, diffusion.with_units(None), on_chain, contexts, rows, memory_limit, sharding)
     log_weights, count = _draw_until(sampler, start, most, target_se, progress)
     log_weights = log_weights + np.float32(diffusion.log_jacobian)
     result = LogLikelihood.from_log_weights(
@@ -410,8 +414,9 @@ class _Sampler:
         contexts: Array | None,
         rows: int,
         memory_limit: int | None,
+        sharding: Sharding | None = None,
     ):
-        self.rng_key, self.diffusion, self.x0, self.contexts = rng_key, diffusion, x0, contexts
+        self.rng_key, self.diffusion, self.x0, self.contexts, self.sharding = rng_key, diffusion, x0, contexts, None
         limit = DEFAULT_MEMORY if memory_limit is None else memory_limit
         # Planned with one context for all rows: what a context each adds is small beside a network's own numbers.
         self.rows, self.chunk = plan(holding(diffusion, None if contexts is None else contexts[0]), rows, limit)
@@ -422,6 +427,9 @@ class _Sampler:
                     f"got {memory_limit}."
                 )
             self.chunk, self.rows = (self.chunk // 2, self.rows) if self.chunk > 1 else (1, self.rows // 2)
+        self.count = 1 if sharding is None else sharding.num_devices
+        self.sharding = rows_over(sharding, "rows", self.count)
+        self.rng_key, self.diffusion = on_all((rng_key, diffusion), sharding)
 
     def draw(self, data: np.ndarray, first: int, num: int, bar: tqdm) -> np.ndarray:
         """Log weights of trajectories first..first + num - 1 of the data named by index, float32, shape (num, len(data))."""
@@ -431,17 +439,20 @@ class _Sampler:
         log_weights = np.empty(total, np.float32)
         # All batches have one length, and the last is filled up: one compiled program serves all.
         rows = min(self.rows, _few_sizes(total))
+        rows = -(-rows // self.count) * self.count
         for start in range(0, total, rows):
             stop = min(start + rows, total)
             place = np.minimum(np.arange(start, start + rows), total - 1)
             datum, particle = data[place % len(data)], first + place // len(data)
-            drawn = _draw(self.rng_key, self._given(datum), self.x0[datum], datum, particle, self.chunk)
+            drawn_from = laid_out((self.x0[datum], datum, particle), self.sharding)
+            drawn = _draw(self.rng_key, self._given(datum), *drawn_from, self.chunk)
             log_weights[start:stop] = np.asarray(drawn)[: stop - start]
             bar.update(stop - start)
         return log_weights.reshape(num, len(data))
 
     def _given(self, datum: np.ndarray) -> Diffusion:
-        return holding(self.diffusion, None if self.contexts is None else self.contexts[datum])
+        contexts = None if self.contexts is None else laid_out(self.contexts[datum], self.sharding)
+        return holding(self.diffusion, contexts)
 
     def _bytes(self) -> int:
         """Working memory of the compiled program by its own account; 0 where the device keeps none."""

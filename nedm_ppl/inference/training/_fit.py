@@ -19,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Sharding
 from jax.typing import ArrayLike
 from numpyro.infer import ELBO
 from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
+from nedm_ppl.inference._devices import gathered, rows_over
 from nedm_ppl.inference.bound._bound import TrajectoryBound
 from nedm_ppl.inference.bound._evaluation import evaluate
 from nedm_ppl.inference.training._loop import Augmentation, Part, Program, State, advancing, described
@@ -125,6 +127,7 @@ def fit(
     checkpoint_every: Count = 1000,
     resume: bool = False,
     log_every: Count = 50,
+    sharding: Sharding | None = None,
     progress: bool = True,
 ) -> Fitted:
     """Train a diffusion model on data.
@@ -158,6 +161,8 @@ def fit(
             model, data, key or option is refused; the optimizer's settings and `augment` cannot be compared and are trusted.
         log_every: Steps between two entries of the history; they run as one compiled loop. A fit that is equal but for arrays and
             the key, with the same optimizer object and no `augment`, finds the loop compiled.
+        sharding: How a minibatch is laid over devices, for its first axis; the numbers are the same up to rounding. A run may go on
+            with another.
         progress: Whether to show a bar.
 
     Raises:
@@ -195,7 +200,11 @@ def fit(
     program = Program(chain, optimizer, objective or DEFAULT_OBJECTIVE, plan.batch_size, average_decay, augment)
     record, folder = _record(rng_key, program, train, stop_on, plan), None if checkpoint is None else Path(checkpoint)
     state = record.open(folder, _first_state(program, key_init, train), resume=resume)
-    advance, null = advancing(program, key_data, train), float(np.mean(chain.null_log_prob(_some(train)))) + jacobian
+    sharding = rows_over(sharding, "batch_size", plan.batch_size)
+    advance, null = (
+        advancing(program, key_data, train, sharding),
+        float(np.mean(chain.null_log_prob(_some(train)))) + jacobian,
+    )
 
     with tqdm(total=plan.num_updates, initial=record.step, desc="fit", unit="update", disable=not progress) as bar:
         while record.step < plan.num_updates and not record.stopped(plan.patience):
@@ -204,13 +213,14 @@ def fit(
             record.add_steps(count, bound, time.perf_counter() - start)
             _show(bar, count, bound, null)
             if stop_on is not None and (record.step % plan.evaluate_every < count or record.step == plan.num_updates):
-                value = _bound(key_eval, with_parameters(chain, state.average), stop_on, plan.num_times, jacobian)
+                average = gathered(state.average, sharding)
+                value = _bound(key_eval, with_parameters(chain, average), stop_on, plan.num_times, jacobian)
                 if record.add_validation(value):
                     state = state._replace(best=state.average)
             if folder is not None and record.is_due(plan.num_updates, plan.patience, plan.checkpoint_every):
                 record.write(folder, state)
 
-    trained = with_parameters(chain, state.average if stop_on is None else state.best)
+    trained = with_parameters(chain, gathered(state.average if stop_on is None else state.best, sharding))
     found = None if report_on is None else _bound(key_holdout, trained, report_on, plan.num_times, jacobian, progress)
     return Fitted(trained.with_units(diffusion.units), record.history(), found, record.seconds, record.step)
 

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Sharding
 from jax.typing import ArrayLike
 from numpyro.handlers import scale
 from numpyro.infer import ELBO, SVI
 
+from nedm_ppl.inference._devices import laid_out, on_all
 from nedm_ppl.inference.bound._bound import unsampled_trajectories
 from nedm_ppl.models._diffusion import Diffusion
 
@@ -66,16 +68,20 @@ class Program(NamedTuple):
             return svi.init(rng_key, *batch)
 
 
-def advancing(program: Program, key_data: Array, data: Part) -> Callable[[State, int, int], tuple[State, Array, Array]]:
+def advancing(
+    program: Program, key_data: Array, data: Part, sharding: Sharding | None = None
+) -> Callable[[State, int, int], tuple[State, Array, Array]]:
     """(state, first, count) -> (state, losses (count,), whether the weights are finite): updates as one compiled loop."""
     seed = int(jax.random.randint(key_data, (), 0, np.iinfo(np.int32).max))
     key_augment = jax.random.fold_in(key_data, 1)
-    arrays, static = eqx.partition(program, eqx.is_array)
+    arrays, static = eqx.partition(on_all(program, sharding), eqx.is_array)
+    key_augment = on_all(key_augment, sharding)
     loop = _loop(static)
 
     def advance(state: State, first: int, count: int) -> tuple[State, Array, Array]:
         indices = _minibatches(seed, len(data.x0), program.batch_size, first, count)
-        return loop(arrays, key_augment, state, data.rows(indices), first)
+        batches = laid_out(data.rows(indices), sharding, axis=1)
+        return loop(arrays, key_augment, on_all(state, sharding), batches, first)
 
     return advance
 
