@@ -184,7 +184,6 @@ def fit(
     check_kind("diffusion", diffusion, Diffusion)
     check_concrete("fit", "numpyro's SVI with inference.TrajectoryBound", rng_key, diffusion, data, context)
     train = cast(Part, _part(diffusion, "", data, context, context))
-    _warn_of_scale(diffusion, _some(train))
     stop_on = _part(diffusion, "validation", validation, validation_context, context)
     if num_updates is None:
         train, stop_on, unsaid = _unsaid(rng_key, train, stop_on, batch_size, progress)
@@ -201,28 +200,50 @@ def fit(
     record, folder = _record(rng_key, program, train, stop_on, plan), None if checkpoint is None else Path(checkpoint)
     state = record.open(folder, _first_state(program, key_init, train), resume=resume)
     sharding = rows_over(sharding, "batch_size", plan.batch_size)
-    advance, null = (
-        advancing(program, key_data, train, sharding),
-        float(np.mean(chain.null_log_prob(_some(train)))) + jacobian,
-    )
+    advance = advancing(program, key_data, train, sharding)
 
+    def look(state: State) -> Estimate:
+        averaged = with_parameters(chain, gathered(state.average, sharding))
+        return _bound(key_eval, averaged, cast(Part, stop_on), plan.num_times, jacobian)
+
+    unit = _Unit(jacobian, _null(chain, train) + jacobian)
+    state = _updated(state, advance, record, plan, look if stop_on else None, folder, unit, progress)
+    trained = with_parameters(chain, gathered(state.average if stop_on is None else state.best, sharding))
+    found = _bound(key_holdout, trained, report_on, plan.num_times, jacobian, progress) if report_on else None
+    return Fitted(trained.with_units(diffusion.units), record.history(), found, record.seconds, record.step)
+
+
+class _Unit(NamedTuple):
+    """What bounds lack to be of data in their units, and the noise law's mean log likelihood there; nats."""
+
+    jacobian: float
+    null: float
+
+
+def _updated(
+    state: State,
+    advance: Callable[[State, int, int], tuple[State, Array, Array]],
+    record: TrainingRecord,
+    plan: _Plan,
+    look: Callable[[State], Estimate] | None,
+    folder: Path | None,
+    unit: _Unit,
+    progress: bool,
+) -> State:
+    """The state after all updates, or those until no look at the validation part is better; what is due is noted and written."""
     with tqdm(total=plan.num_updates, initial=record.step, desc="fit", unit="update", disable=not progress) as bar:
         while record.step < plan.num_updates and not record.stopped(plan.patience):
             count, start = min(plan.log_every, plan.num_updates - record.step), time.perf_counter()
-            state, bound = _finite(advance(state, record.step, count), record.step, folder, jacobian)
+            state, bound = _finite(advance(state, record.step, count), record.step, folder, unit.jacobian)
             record.add_steps(count, bound, time.perf_counter() - start)
-            _show(bar, count, bound, null)
-            if stop_on is not None and (record.step % plan.evaluate_every < count or record.step == plan.num_updates):
-                average = gathered(state.average, sharding)
-                value = _bound(key_eval, with_parameters(chain, average), stop_on, plan.num_times, jacobian)
-                if record.add_validation(value):
-                    state = state._replace(best=state.average)
+            bar.update(count)
+            bar.set_postfix_str(f"bound {bound * BITS:.3f} bits, null {unit.null * BITS:.3f}")
+            is_time = record.step % plan.evaluate_every < count or record.step == plan.num_updates
+            if look is not None and is_time and record.add_validation(look(state)):
+                state = state._replace(best=state.average)
             if folder is not None and record.is_due(plan.num_updates, plan.patience, plan.checkpoint_every):
                 record.write(folder, state)
-
-    trained = with_parameters(chain, gathered(state.average if stop_on is None else state.best, sharding))
-    found = None if report_on is None else _bound(key_holdout, trained, report_on, plan.num_times, jacobian, progress)
-    return Fitted(trained.with_units(diffusion.units), record.history(), found, record.seconds, record.step)
+    return state
 
 
 @functools.lru_cache(8)
@@ -311,8 +332,11 @@ def _rows(part: Part, order: np.ndarray) -> Part:
     return Part(part.x0.part(order), None if part.context is None else part.context[order])
 
 
-def _some(part: Part) -> np.ndarray:
-    return part.x0.some() if isinstance(part.x0, Streamed) else part.x0
+def _null(chain: Diffusion, train: Part) -> float:
+    """Mean log likelihood of the noise law, nats, on some of the data where they are not in memory; and a warning of scale."""
+    some = train.x0.some() if isinstance(train.x0, Streamed) else train.x0
+    _warn_of_scale(chain, some)
+    return float(np.mean(chain.null_log_prob(some)))
 
 
 def _record(rng_key: Array, program: Program, train: Part, validation: Part | None, plan: _Plan) -> TrainingRecord:
@@ -340,11 +364,6 @@ def _finite(after: tuple[State, Array, Array], first: int, folder: Path | None, 
             f"{what} at step {first + at + 1}. Lower the learning rate, or clip the gradient.{kept}"
         )
     return state, jacobian - float(losses.mean())
-
-
-def _show(bar: tqdm, count: int, bound: float, null: float) -> None:
-    bar.update(count)
-    bar.set_postfix_str(f"bound {bound * BITS:.3f} bits, null {null * BITS:.3f}")
 
 
 def _bound(
@@ -398,5 +417,5 @@ def _warn_of_scale(diffusion: Diffusion, data: np.ndarray) -> None:
         warnings.warn(
             f"data should have pooled mean 0 and variance 1 for a GaussianDiffusion; they have mean {mean:.4g} and variance "
             f"{sd**2:.4g}. Give the model units=models.Standardize.of(data).",
-            stacklevel=3,
+            stacklevel=4,
         )
