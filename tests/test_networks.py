@@ -92,8 +92,11 @@ def transformer(event, output, patch=2):
     )
 
 
-@pytest.mark.cases(1)
-@pytest.mark.parametrize(("event", "output"), [((4, 6), (4, 6)), ((4, 4, 3), (4, 4, 2)), ((4, 4), (4, 4, 5))])
+SHAPES = [((4, 6), (4, 6)), ((4, 4, 3), (4, 4, 2)), ((4, 4), (4, 4, 5)), ((4, 6), (2, 4, 6)), ((4, 4, 3), (2, 4, 4, 3))]
+
+
+@pytest.mark.cases(2)
+@pytest.mark.parametrize(("event", "output"), SHAPES)
 def test_the_transformer_is_silent_at_the_start_and_not_after(event, output):
     network, x = transformer(event, output), jnp.ones(event)
     np.testing.assert_array_equal(network(1, x), np.zeros(output))
@@ -109,7 +112,13 @@ def test_patches_are_squares_of_the_image_and_back():
     patches = network._to_patches(image)
     np.testing.assert_array_equal(patches[0], [0.0, 1.0, 6.0, 7.0])
     np.testing.assert_array_equal(patches[4], [14.0, 15.0, 20.0, 21.0])
-    np.testing.assert_array_equal(network._to_image(patches), image)
+    np.testing.assert_array_equal(network._to_image(patches, (4, 6)), image)
+
+
+def test_outputs_may_come_first_and_are_the_same_numbers():
+    first, last = awake(transformer((4, 6), (2, 4, 6))), awake(transformer((4, 6), (4, 6, 2)))
+    x = jnp.arange(24.0).reshape(4, 6)
+    np.testing.assert_allclose(first(2, x), np.moveaxis(last(2, x), -1, 0), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +128,7 @@ def test_patches_are_squares_of_the_image_and_back():
             lambda: transformer((4, 5), (4, 5)),
             "patch must divide the image and num_heads the width; got patch 2, image (4, 5)",
         ),
-        (lambda: transformer((4, 4), (2, 4)), "output_shape must start with (4, 4), the image's; got (2, 4)."),
+        (lambda: transformer((4, 4), (2, 4)), "output_shape must have the image's (4, 4) as its first two axes"),
     ],
 )
 def test_bad_sizes_are_named(build, message):

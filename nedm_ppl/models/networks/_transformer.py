@@ -61,7 +61,7 @@ class PatchTransformer(TimedNetwork):
 
     Args:
         event_shape: Shape of the input, (height, width) or (height, width, channels).
-        output_shape: Shape of the output, (height, width) or (height, width, channels).
+        output_shape: Shape of the output, (height, width, ...), or with the outputs first, (k, height, width, ...).
         num_steps: T.
         patch: Side of a patch; divides height and width.
         width: Features per patch.
@@ -107,8 +107,11 @@ class PatchTransformer(TimedNetwork):
                 f"patch must divide the image and num_heads the width; got patch {patch}, image {event_shape[:2]}, "
                 f"num_heads {num_heads}, width {width}."
             )
-        if output_shape[:2] != (rows, columns):
-            raise ValueError(f"output_shape must start with {(rows, columns)}, the image's; got {output_shape}.")
+        if (rows, columns) not in (output_shape[:2], output_shape[1:3]):
+            raise ValueError(
+                f"output_shape must have the image's {(rows, columns)} as its first two axes, or after its first; got "
+                f"{output_shape}."
+            )
         key_in, key_position, key_time, key_out, *keys = jax.random.split(key, depth + 4)
         area = patch * patch
         self.embed = eqx.nn.Linear(area * math.prod(event_shape[2:]), width, key=key_in)
@@ -116,7 +119,7 @@ class PatchTransformer(TimedNetwork):
         self.embed_time = eqx.nn.Linear(TIME_FEATURES, width, key=key_time)
         self.blocks = tuple(TransformerBlock(width, num_heads, key=k) for k in keys)
         self.modulation = zeroed(eqx.nn.Linear(width, 2 * width, key=key_out))
-        self.readout = zeroed(eqx.nn.Linear(width, area * math.prod(output_shape[2:]), key=key_out))
+        self.readout = zeroed(eqx.nn.Linear(width, area * math.prod(output_shape) // (rows * columns), key=key_out))
         self.num_steps, self.patch = num_steps, patch
         self.output_shape = output_shape
 
@@ -127,17 +130,21 @@ class PatchTransformer(TimedNetwork):
         for block in self.blocks:
             h = block(h, time)
         scale, shift = jnp.split(self.modulation(time), 2)
-        return self._to_image(jax.vmap(self.readout)(normalize(h) * (1.0 + scale) + shift))
+        return self._to_image(jax.vmap(self.readout)(normalize(h) * (1.0 + scale) + shift), x.shape[:2])
 
     def _to_patches(self, x: Array) -> Array:
         rows, columns, p = x.shape[0] // self.patch, x.shape[1] // self.patch, self.patch
         x = jnp.reshape(x, (rows, p, columns, p, -1))
         return jnp.reshape(jnp.transpose(x, (0, 2, 1, 3, 4)), (rows * columns, -1))
 
-    def _to_image(self, patches: Array) -> Array:
-        rows, columns, p = self.output_shape[0] // self.patch, self.output_shape[1] // self.patch, self.patch
+    def _to_image(self, patches: Array, size: tuple[int, int]) -> Array:
+        rows, columns, p = size[0] // self.patch, size[1] // self.patch, self.patch
         patches = jnp.reshape(patches, (rows, columns, p, p, -1))
-        return jnp.reshape(jnp.transpose(patches, (0, 2, 1, 3, 4)), self.output_shape)
+        image = jnp.reshape(jnp.transpose(patches, (0, 2, 1, 3, 4)), (*size, -1))
+        if self.output_shape[:2] == size:
+            return jnp.reshape(image, self.output_shape)
+        outputs_first = jnp.reshape(image, (*size, self.output_shape[0], *self.output_shape[3:]))
+        return jnp.moveaxis(outputs_first, 2, 0)
 
 
 def normalize(h: Array) -> Array:
