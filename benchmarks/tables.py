@@ -102,12 +102,12 @@ def flow(seed: int, train: np.ndarray, holdout: np.ndarray, seconds: float) -> n
     new = masked_autoregressive_flow(key, base_dist=Normal(jnp.zeros(train.shape[1])), transformer=spline)
     rows = jnp.asarray(train, jnp.float32)
     options: dict[str, Any] = {"batch_size": min(256, len(train) // 2), "learning_rate": 1e-3, "show_progress": False}
-    start = time.perf_counter()
-    fit_to_data(key, new, rows, max_epochs=1, **options)
-    compiled = time.perf_counter()
-    fit_to_data(key, new, rows, max_epochs=3, **options)
-    epoch = max((time.perf_counter() - compiled - 0.5 * (compiled - start)) / 3, 1e-3)
-    epochs = int(np.clip(seconds / epoch, 3, 1000))
+    taken = []  # of one epoch and of a few more, each with its compilation, which is not counted
+    for epochs in (1, 6):
+        start = time.perf_counter()
+        fit_to_data(key, new, rows, max_epochs=epochs, **options)
+        taken.append(time.perf_counter() - start)
+    epochs = int(np.clip(5.0 * seconds / max(taken[1] - taken[0], 1e-3), 3, 2000))
     fitted, losses = fit_to_data(key, new, rows, max_epochs=epochs, max_patience=20, **options)
     print(f"  {len(losses['train'])} of {epochs} epochs", flush=True)
     return np.asarray(fitted.log_prob(jnp.asarray(holdout, jnp.float32)), np.float64)
