@@ -40,6 +40,11 @@ def run(
     updates: Annotated[int | None, typer.Option(help="Optimizer updates.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Steps of the chain, T.")] = None,
     first_step: Annotated[str | None, typer.Option(help="fixed, learned or quantized.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Files of an image experiment, where not its default.")
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="unet or paper, of an image experiment.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="An image experiment at the paper's size.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start again in an --out that holds an earlier run.")] = False,
 ) -> None:
@@ -50,7 +55,7 @@ def run(
             from nedm_ppl.experiments import run as run_experiment
 
         check_sizes(seed=seed, updates=updates, num_steps=num_steps)
-        chosen = choose(experiment, density)
+        chosen = choose(experiment, density, path=data, network=network, full=full)
         out = Path("results") / "-".join(filter(None, (experiment, chosen.density))) if out is None else out
         result = run_experiment(
             chosen,

@@ -20,6 +20,10 @@ from nedm_ppl.data._heartbeat import heartbeat as heartbeat
 from nedm_ppl.data._image_files import SkippedFilesWarning as SkippedFilesWarning
 from nedm_ppl.data._image_files import read_images as read_images
 from nedm_ppl.data._mapped_rows import MappedRows as MappedRows
+from nedm_ppl.data._pictures import crops as crops
+from nedm_ppl.data._pictures import faces as faces
+from nedm_ppl.data._pictures import photographs as photographs
+from nedm_ppl.data._pictures import texture as texture
 from nedm_ppl.data._plane import PLANE_DENSITIES as PLANE_DENSITIES
 from nedm_ppl.data._plane import plane as plane
 from nedm_ppl.data._plane import plane_entropy as plane_entropy

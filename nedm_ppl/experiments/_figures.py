@@ -28,7 +28,8 @@ def training_figures(
     history, metrics = result.fitted.history, result.metrics
     validation = None
     if history["validation_step"].size:
-        validation = (history["validation_step"], history["validation_bound"] * bits, history["validation_se"] * bits)
+        se = np.nan_to_num(history["validation_se"])  # of one datum there is none to draw
+        validation = (history["validation_step"], history["validation_bound"] * bits, se * bits)
     ax = plotting.loss_curve(
         history["step"],
         history["bound"] * bits,

@@ -51,6 +51,12 @@ class Units(eqx.Module):
         if not (all(map(math.isfinite, self.loc + self.scale)) and all(self.scale)):
             raise ValueError("loc and scale must be finite, and scale not 0; some of theirs are not.")
 
+    def __repr__(self) -> str:
+        """In a line, whatever the number of coordinates."""
+        if self.shape:
+            return f"{type(self).__name__} of each of {self.shape} coordinates"
+        return f"{type(self).__name__}(loc={self.loc[0]:.6g}, scale={self.scale[0]:.6g})"
+
     def to_chain(self, x: Any) -> Any:
         """u of data x, shape (*batch, *event): a NumPy array in the chain's dtype, or JAX's own where x is traced."""
         if isinstance(x, Tracer):
@@ -224,6 +230,9 @@ class GrayLevels(_Snapping):
             raise ValueError(f"data must have from 2 to 4,096 values to be gray levels; got {len(values)}.")
         return cls(values, units.loc[0], units.scale[0])
 
+    def __repr__(self) -> str:
+        return f"GrayLevels({len(self.grays)} from {self.grays[0]:g} to {self.grays[-1]:g})"
+
     @property
     def levels(self) -> tuple[float, ...]:
         """The chain's levels, as `LevelPrediction` and a quantized first step take them."""
@@ -252,6 +261,9 @@ class Labels(_Snapping):
 
     def __init__(self, zero: float, one: float):
         self.loc, self.scale, self.shape = (float(zero),), (float(one) - float(zero),), ()
+
+    def __repr__(self) -> str:
+        return f"Labels({self.loc[0]:g}, {self.loc[0] + self.scale[0]:g})"
 
     def values(self) -> np.ndarray:
         return np.asarray([self.loc[0], self.loc[0] + self.scale[0]])

@@ -137,7 +137,7 @@ class PatchTransformer(TimedNetwork):
         x = jnp.reshape(x, (rows, p, columns, p, -1))
         return jnp.reshape(jnp.transpose(x, (0, 2, 1, 3, 4)), (rows * columns, -1))
 
-    def _to_image(self, patches: Array, size: tuple[int, int]) -> Array:
+    def _to_image(self, patches: Array, size: tuple[int, ...]) -> Array:
         rows, columns, p = size[0] // self.patch, size[1] // self.patch, self.patch
         patches = jnp.reshape(patches, (rows, columns, p, p, -1))
         image = jnp.reshape(jnp.transpose(patches, (0, 2, 1, 3, 4)), (*size, -1))

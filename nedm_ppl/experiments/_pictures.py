@@ -1,0 +1,322 @@
+"""The paper's image experiments, and photographs and faces beside them (Sections 3.2, 6; Appendix D.1).
+
+Each says where its crops come from and what their values are; model, training and figures are one for all. The network is a
+U-Net, or the paper's multi-scale convolutions. The default size is for two cores, `full` is the paper's.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from nedm_ppl import data, inference, models
+from nedm_ppl.experiments._figures import training_figures
+from nedm_ppl.experiments._spec import Experiment, Result, Split
+from nedm_ppl.files import write_figure
+
+__all__ = ["CIFAR10", "DEAD_LEAVES", "FACES", "FASHION", "MNIST", "PHOTOGRAPHS", "TEXTURE"]
+
+NETWORKS = ("unet", "paper")
+SIZE, NUM_VALIDATION, NUM_DRAWN = 32, 200, 36
+WIDTH, FULL_WIDTH = 32, 64
+LEAVES_SEED, LEAVES_NOISE, NUM_LEAVES = 20120731, 0.05, (50, 20)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """An experiment on images.
+
+    Attributes:
+        load: `(file or folder, seed) -> Split`, in units of the data.
+        name, summary, published: As of `Experiment`.
+        size: Dimensions of a datum.
+        has_levels: Whether values are 256 gray levels, whose probabilities the model has; else real numbers, with densities.
+        dequantized: Width of the uniform noise that is added in training, in the data's units; 0 for none.
+        flips: Whether a mirror image is as likely as the image.
+        path: What `load` reads; None for its default.
+        network: `unet` or `paper`.
+        full: The paper's size in place of that for two cores.
+    """
+
+    load: Callable[[Path | None, int], Split]
+    name: str
+    summary: str
+    size: int
+    published: str = ""
+    has_levels: bool = True
+    dequantized: float = 0.0
+    flips: bool = False
+    path: Path | None = None
+    network: str = "unet"
+    full: bool = False
+
+    def build(self, key: Array, split: Split, num_steps: int, first_step: str) -> models.Diffusion:
+        """A velocity by a U-Net, or the paper's drift and variance by its own network."""
+        shape = split.train.shape[1:]
+        scaled = models.Standardize.of(split.train)
+        units: models.Units = scaled
+        if self.has_levels:
+            units = models.GrayLevels(np.arange(256), scaled.loc[0], scaled.scale[0])
+        process = models.GaussianDiffusion(shape, models.schedules.log_snr_logistic(num_steps))
+        if self.network == "unet":
+            network: Any = models.networks.UNet(
+                shape,
+                (2, *shape),
+                num_steps,
+                width=FULL_WIDTH if self.full else WIDTH,
+                multipliers=scales(shape),
+                key=key,
+            )
+            reverse: Any = models.VelocityPrediction(network)
+        else:
+            sizes: dict[str, Any] = (
+                {"depth": 6, "width": 100, "upper_depth": 4, "upper_width": 100} if len(shape) == 3 else {}
+            )
+            network = models.networks.MultiScaleNetwork(
+                shape, (2, *shape), num_steps, num_scales=len(scales(shape)), **sizes if self.full else {}, key=key
+            )
+            reverse = models.DriftVariance(network)
+        return models.Diffusion(process, reverse, first_step=first_step, units=units)
+
+    def training(self, num_updates: int) -> dict[str, Any]:
+        """Adam with a warm-up and a cosine; averaged weights."""
+        rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, min(200, num_updates // 2), max(num_updates, 2), 2e-5)
+        return {
+            "batch_size": 128 if self.full else 32,
+            "optimizer": optax.chain(optax.clip_by_global_norm(16.0), optax.adam(rate, b2=0.99)),
+            "objective": inference.TrajectoryBound(first_step_share=0.25),
+            "average_decay": 0.998,
+            "augment": self.augment(),
+            "evaluate_every": 1000,
+            "num_times": 8,
+            "log_every": 20,
+            "checkpoint_every": 200,
+        }
+
+    def data(self, seed: int) -> Split:
+        """What `load` reads, and at most so many images to look at while training."""
+        split = self.load(self.path, seed)
+        return replace(split, validation=None if split.validation is None else split.validation[:NUM_VALIDATION])
+
+    def experiment(self) -> Experiment:
+        """As `nedm run` runs it."""
+        return Experiment(
+            name=self.name,
+            summary=self.summary,
+            unit="bits per dimension",
+            data=self.data,
+            build=self.build,
+            truth=lambda x0: None,
+            figures=self.figures,
+            num_steps=1000 if self.full else 200,
+            first_step="quantized" if self.has_levels else "learned",
+            first_steps=("quantized",) if self.has_levels else ("learned", "fixed"),
+            num_updates=200_000 if self.full else 3_000,
+            training=self.training,
+            nats_per_unit=self.size * math.log(2.0),
+            num_times=20,
+            likelihood_size=8,
+            likelihood_trajectories=24,
+            published=self.published,
+            extra_metrics=self.about,
+            of_options=self.of_options,
+        )
+
+    def about(self, result: Result) -> dict[str, Any]:
+        """Size and network, and what gray levels cost without a loss, where they have probabilities."""
+        about: dict[str, Any] = {"network": self.network, "full": self.full}
+        bound = result.metrics["bound"]
+        if self.has_levels:
+            about["bits_per_dim_discrete"] = {"mean": -bound["mean"], "se": bound["se"]}
+        return about
+
+    def figures(self, result: Result, key: Array, out: Path) -> None:
+        """Samples beside data, the reverse chain, the loss, and the bound by step."""
+        from nedm_ppl import plotting
+
+        diffusion, holdout = result.diffusion, result.split.holdout
+        limits = (float(np.quantile(holdout, 0.001)), float(np.quantile(holdout, 0.999)))
+        path = eqx.filter_jit(lambda d, k: d.sample_trajectory(k, (NUM_DRAWN,)))(diffusion, key)
+        states = np.asarray(path)
+        shown = np.asarray(diffusion.to_data(states[:, 0]))
+        write_figure(
+            plotting.digits_figure(shown, holdout[:NUM_DRAWN], num_columns=6, limits=limits), out / "samples.png"
+        )
+        if states.ndim == 4:  # gray
+            low, high = np.asarray(diffusion.to_chain(np.asarray(limits)))
+            write_figure(
+                plotting.reverse_chain_figure(states[:6], limits=(float(low), float(high))), out / "reverse_chain.png"
+            )
+        training_figures(result, out, num_coordinates=self.size, per="dimension")
+
+    def augment(self) -> Callable[[Array, Array], Array] | None:
+        """Mirror images of half of a minibatch, and fresh uniform noise where the data are levels that have densities."""
+        if not self.flips and not self.dequantized:
+            return None
+        width = 0.0
+        if self.dequantized:
+            width = self.dequantized / models.Standardize.of(self.load(self.path, 0).train).scale[0]
+
+        def augment(key: Array, images: Array) -> Array:
+            key_flip, key_noise = jax.random.split(key)
+            if self.flips:
+                which = jax.random.bernoulli(key_flip, 0.5, (len(images),) + (1,) * (images.ndim - 1))
+                images = jnp.where(which, images[:, :, ::-1], images)
+            return images + width * (jax.random.uniform(key_noise, images.shape) - 0.5)
+
+        return augment
+
+    def of_options(self, path: Path | None, network: str | None, full: bool) -> Experiment:
+        """The same on other files, with another network, or at full size.
+
+        Raises:
+            ValueError: a network of another name.
+        """
+        if network not in (None, *NETWORKS):
+            raise ValueError(f"--network must be one of {', '.join(NETWORKS)}; got {network!r}.")
+        return replace(self, path=path, network=network or self.network, full=full).experiment()
+
+
+def scales(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Channels at every scale, in widths: three scales where the image halves twice, else fewer."""
+    halvings = sum(shape[0] % side == 0 and shape[1] % side == 0 for side in (2, 4))
+    return (1, 2, 2)[: 1 + halvings]
+
+
+def leaves(path: Path | None, seed: int) -> Split:
+    """Dead leaves with sensor noise, scaled by the training images' pooled constants: new ones, or those of a .npz file.
+
+    Such a file has `train` and `test` of gray levels 0..255, shape (N, height, width); noise of image i of part k is drawn by
+    `numpy.random.default_rng([20120731, k, i, 2])`.
+    """
+    if path is None:
+        clean = [
+            data.dead_leaves(np.random.default_rng([seed, part]), count, 256) for part, count in enumerate(NUM_LEAVES)
+        ]
+    else:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                clean = [file[part].astype(np.float64) / 255.0 for part in ("train", "test")]
+        except (OSError, ValueError, KeyError):
+            raise ValueError(f"--data must be a .npz file with train and test images; {path} is none.") from None
+    mean, sd = clean[0].mean(), clean[0].std()
+    noisy = [
+        np.stack([(image - mean) / sd + LEAVES_NOISE * sensor(part, i, image.shape) for i, image in enumerate(images)])
+        for part, images in enumerate(clean)
+    ]
+    mean, sd = noisy[0].mean(), noisy[0].std()
+    train, test = ([(image - mean) / sd for image in images] for images in noisy)
+    held = [crop for image in train[-2:] for crop in data.crops(image, SIZE)]
+    return Split(stacked(train[:-2], 8), np.stack(held), stacked(test, SIZE))
+
+
+def sensor(part: int, image: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal noise of an image."""
+    return np.random.default_rng([LEAVES_SEED, part, image, 2]).standard_normal(shape)
+
+
+def stacked(images: list[np.ndarray], stride: int) -> np.ndarray:
+    """All crops of images, float32."""
+    return np.concatenate([data.crops(image, SIZE, stride).astype(np.float32) for image in images])
+
+
+def of_texture(path: Path | None, seed: int) -> Split:
+    """A texture's upper three quarters to train on, of which the last eighth is looked at, and the rest held out; with noise.
+
+    Uniform noise of one gray level makes densities of what are levels; training draws it anew."""
+    images = data.texture("grass" if path is None else path)
+    rng = np.random.default_rng([seed, 8])
+    parts: list[list[np.ndarray]] = [[], [], []]
+    for image in images:
+        cut = [int(0.65 * len(image)), int(0.75 * len(image))]
+        upper, middle, lower = np.split(image, cut)
+        parts[0].append(data.crops(upper, SIZE, 4))
+        parts[1].append(data.crops(middle, SIZE))
+        parts[2].append(data.crops(lower, SIZE))
+    train, validation, holdout = (np.concatenate(part).astype(np.float32) for part in parts)
+    noise = (rng.uniform(-0.5, 0.5, part.shape).astype(np.float32) for part in (validation, holdout))
+    return Split(train, validation + next(noise), holdout + next(noise))
+
+
+def of_photographs(path: Path | None, seed: int) -> Split:
+    """Crops of photographs, which are held out as wholes."""
+    if path is not None:
+        raise ValueError(
+            "--data must be left out for photographs, which come with packages; use nedm train for a folder."
+        )
+    train, holdout = data.photographs()
+    last = train.pop("flower")
+    return Split(stacked(list(train.values()), 8), stacked([last], SIZE), stacked(list(holdout.values()), SIZE))
+
+
+def of_faces(path: Path | None, seed: int) -> Split:
+    """A hundred faces without their last row and column, four fifths to train on."""
+    if path is not None:
+        raise ValueError(
+            "--data must be left out for faces, which come with scikit-image; use nedm train for a folder."
+        )
+    faces = data.faces()[:, :24, :24].astype(np.float32)
+    order = np.random.default_rng([seed, 9]).permutation(len(faces))
+    return Split(faces[order[30:]], faces[order[20:30]], faces[order[:20]])
+
+
+def of_labeled(read: Callable[..., data.LabeledImages], needs_folder: bool, path: Path | None, seed: int) -> Split:
+    """The official files of a data set; the last tenth of its training part is looked at."""
+    if path is None and needs_folder:
+        raise ValueError("--data must name the folder with the official files; nothing is downloaded.")
+    found = read() if path is None else read(path)
+    cut = len(found.train) - max(1, len(found.train) // 10)
+    train, test = (part.astype(np.float32) for part in (found.train, found.holdout))
+    return Split(train[:cut], train[cut:], test)
+
+
+DEAD_LEAVES = Pictures(
+    leaves,
+    "dead-leaves",
+    "dead leaves with sensor noise, 32 x 32 crops, variance 1 (Figure 4, Table 2)",
+    SIZE**2,
+    published="1.489 bits per pixel on images of others; MCGSM 1.244 there",
+    has_levels=False,
+    flips=True,
+).experiment()
+TEXTURE = Pictures(
+    of_texture,
+    "texture",
+    "32 x 32 crops of grass, or of a folder of textures; density of gray level plus noise (Figure 5)",
+    SIZE**2,
+    published="1.5 bits per pixel above the null on bark",
+    has_levels=False,
+    dequantized=1.0,
+    flips=True,
+).experiment()
+PHOTOGRAPHS = Pictures(
+    of_photographs, "photographs", "32 x 32 crops of photographs in color, gray levels", 3 * SIZE**2, flips=True
+).experiment()
+FACES = Pictures(
+    of_faces, "faces", "24 x 24 faces, a hundred of them, for a quick look", 24**2, has_levels=False, flips=True
+).experiment()
+MNIST = Pictures(
+    partial(of_labeled, data.mnist, True), "mnist", "MNIST from its official files, gray levels (Figure App.1)", 28**2
+).experiment()
+FASHION = Pictures(
+    partial(of_labeled, data.fashion_mnist, False),
+    "fashion",
+    "Fashion-MNIST from its official files, gray levels",
+    28**2,
+).experiment()
+CIFAR10 = Pictures(
+    partial(of_labeled, data.cifar10, True),
+    "cifar10",
+    "CIFAR-10 from its binary version, gray levels (Figure 3)",
+    3 * SIZE**2,
+    flips=True,
+).experiment()
