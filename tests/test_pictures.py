@@ -155,7 +155,7 @@ def test_every_image_experiment_runs_in_small(name, official, monkeypatch):
     monkeypatch.setattr(pictures, "WIDTH", 8)
     monkeypatch.setattr(pictures, "scales", lambda shape: (1,))
     monkeypatch.setattr(pictures, "NUM_DRAWN", 6)
-    monkeypatch.setattr(pictures, "NUM_LEAVES", (3, 1))
+    monkeypatch.setattr("nedm_ppl.experiments._picture_data.NUM_LEAVES", (3, 1))
     monkeypatch.setitem(experiments.EXPERIMENTS, name, in_small(experiments.EXPERIMENTS[name].of_options.__self__))
     options = ["--data", official / name] if name in ("mnist", "fashion", "cifar10") else []
     out = official / "run"

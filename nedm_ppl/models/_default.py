@@ -96,7 +96,7 @@ def diffusion_for(
         data: 500 rows of 2 real numbers, in units of their pooled mean 120 and standard deviation 50.7
         chain: Gaussian, T = 40, log-SNR falls evenly; last step learned
         kernel: predicts the velocity, with the full covariance
-        network: residual, width 128, depth 3; 117,640 parameters
+        network: residual, width 128, depth 3; 113,544 parameters
     """
     check_key(rng_key)
     num_labels = as_count("num_labels", num_labels, 0)
