@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from test_networks import awake
 
-from nedm_ppl import models
+from nedm_ppl import inference, models
+from nedm_ppl.inference.training import _loop
+from nedm_ppl.inference.training._loop import convolves
 from nedm_ppl.models import networks
 from nedm_ppl.models.networks._multiscale import MultiScaleConvolution
 from nedm_ppl.models.networks._unet import gathered, spread
@@ -245,3 +247,37 @@ DIVISIBLE = "height and width of an image must be divisible by {}, the coarsest 
 def test_bad_sizes_are_named(build, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build()
+
+
+def model_of(network):
+    return models.Diffusion(
+        models.GaussianDiffusion((8, 8), models.schedules.log_snr_linear(T)), models.DriftVariance(network)
+    )
+
+
+def test_a_convolution_is_found_wherever_it_is_and_nothing_else_is_taken_for_one():
+    def own(t, x):
+        blurred = jax.lax.cond(
+            t > 2, lambda x: jnp.convolve(x.ravel(), jnp.ones(3), "same").reshape(8, 8), lambda x: x, x
+        )
+        return jnp.stack([blurred, x])
+
+    assert convolves(model_of(multiscale())) and convolves(model_of(unet())) and convolves(model_of(own))
+    mlp = networks.ResidualMLP((8, 8), (2, 8, 8), T, width=4, depth=1, key=jax.random.key(0))
+    assert not convolves(model_of(mlp))
+
+
+def test_updates_one_by_one_are_those_of_a_loop(monkeypatch):
+    """On a CPU a convolution's gradient is slow inside a loop, and updates are made one by one."""
+    x = np.random.default_rng(0).normal(size=(40, 8, 8))
+    options = {"num_updates": 6, "batch_size": 8, "log_every": 3, "progress": False}
+    calls = []
+    alone = inference.fit(jax.random.key(1), model_of(multiscale()), x, **options)
+    monkeypatch.setattr(_loop, "convolves", lambda diffusion: calls.append(diffusion))
+    together = inference.fit(jax.random.key(1), model_of(multiscale()), x, **options)
+    assert calls
+    np.testing.assert_allclose(alone.history["bound"], together.history["bound"], rtol=1e-4)
+    for one, other in zip(
+        *(jax.tree.leaves(eqx.filter(f.diffusion, eqx.is_array)) for f in (alone, together)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)

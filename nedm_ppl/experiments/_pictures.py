@@ -28,7 +28,7 @@ __all__ = ["CIFAR10", "DEAD_LEAVES", "FACES", "FASHION", "MNIST", "PHOTOGRAPHS",
 
 NETWORKS = ("unet", "paper")
 NUM_VALIDATION, NUM_DRAWN = 200, 36
-WIDTH, FULL_WIDTH = 32, 64
+WIDTH, FULL_WIDTH = 16, 64
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Pictures:
         """Adam with a warm-up and a cosine; averaged weights."""
         rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, min(200, num_updates // 2), max(num_updates, 2), 2e-5)
         return {
-            "batch_size": 128 if self.full else 32,
+            "batch_size": 128 if self.full else 16,
             "optimizer": optax.chain(optax.clip_by_global_norm(16.0), optax.adam(rate, b2=0.99)),
             "objective": inference.TrajectoryBound(first_step_share=0.25),
             "average_decay": 0.998,
@@ -123,7 +123,7 @@ class Pictures:
             num_updates=200_000 if self.full else 3_000,
             training=self.training,
             nats_per_unit=self.size * math.log(2.0),
-            num_times=20,
+            num_times=10,
             likelihood_size=8,
             likelihood_trajectories=24,
             published=self.published,

@@ -23,7 +23,7 @@ from nedm_ppl.inference._devices import laid_out, on_all
 from nedm_ppl.inference.bound._bound import unsampled_trajectories
 from nedm_ppl.models._diffusion import Diffusion
 
-__all__ = ["Augmentation", "Part", "Program", "State", "advancing", "described"]
+__all__ = ["Augmentation", "Part", "Program", "State", "advancing", "convolves", "described"]
 
 Augmentation = Callable[..., Any]
 KEPT = 4  # compiled loops; a longer list would keep the memory of runs that do not come again
@@ -77,13 +77,48 @@ def advancing(
     arrays, static = eqx.partition(on_all(program, sharding), eqx.is_array)
     key_augment = on_all(key_augment, sharding)
     loop = _loop(static)
+    # On a CPU, XLA works a convolution's gradient by its weights some twenty times slower inside a loop than outside. A loop of one
+    # update is none.
+    alone = jax.default_backend() == "cpu" and convolves(program.diffusion)
 
     def advance(state: State, first: int, count: int) -> tuple[State, Array, Array]:
         indices = _minibatches(seed, len(data.x0), program.batch_size, first, count)
-        batches = laid_out(data.rows(indices), sharding, axis=1)
-        return loop(arrays, key_augment, on_all(state, sharding), batches, first)
+        batches, state = laid_out(data.rows(indices), sharding, axis=1), on_all(state, sharding)
+        if not alone:
+            return loop(arrays, key_augment, state, batches, first)
+        losses, finite = [], jnp.asarray(True)
+        for i in range(count):
+            batch = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], batches)
+            state, loss, is_finite = loop(arrays, key_augment, state, batch, first + i)
+            losses.append(loss)
+            finite = finite & is_finite
+        return state, jnp.concatenate(losses), finite
 
     return advance
+
+
+def convolves(diffusion: Diffusion) -> bool:
+    """Whether a step of the model has a convolution, by its jaxpr."""
+
+    def step(t: Array, x: Array) -> Array:
+        return diffusion.kernel(t, x).log_prob(x)
+
+    def within(jaxpr: Any) -> bool:
+        inner = (
+            value
+            for equation in jaxpr.eqns
+            for parameter in equation.params.values()
+            for value in (parameter if isinstance(parameter, tuple | list) else (parameter,))
+        )
+        named = any(equation.primitive.name == "conv_general_dilated" for equation in jaxpr.eqns)
+        return named or any(within(getattr(value, "jaxpr", value)) for value in inner if _is_jaxpr(value))
+
+    t, x = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct(diffusion.event_shape, jnp.float32)
+    return within(jax.make_jaxpr(step)(t, x).jaxpr)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(getattr(value, "jaxpr", value), "eqns")
 
 
 def described(objective: ELBO) -> str:

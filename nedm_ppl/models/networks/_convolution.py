@@ -1,7 +1,8 @@
 """What networks on images are made of: convolutions, halves and doubles of an image, and where outputs go.
 
-On a CPU, XLA runs a convolution, and its gradient by the input, near the speed of a matrix product, and its gradient by the weights
-ten times slower. To lay patches side by side and multiply is no way out: to copy them costs as much as that gradient does.
+On a CPU, XLA runs a convolution, and its gradient by the input, near the speed of a matrix product. Its gradient by the weights is
+slow, and inside a loop some twenty times slower still: `fit` runs the updates of a model that has convolutions one by one there. To
+lay patches side by side and multiply is no way out: to copy them costs as much as that gradient does.
 """
 
 import math
