@@ -120,7 +120,7 @@ class Pictures:
             num_steps=1000 if self.full else 200,
             first_step="quantized" if self.has_levels else "learned",
             first_steps=("quantized",) if self.has_levels else ("learned", "fixed"),
-            num_updates=200_000 if self.full else 3_000,
+            num_updates=200_000 if self.full else 5_000,
             training=self.training,
             nats_per_unit=self.size * math.log(2.0),
             num_times=10,

@@ -77,8 +77,7 @@ def advancing(
     arrays, static = eqx.partition(on_all(program, sharding), eqx.is_array)
     key_augment = on_all(key_augment, sharding)
     loop = _loop(static)
-    # On a CPU, XLA works a convolution's gradient by its weights some twenty times slower inside a loop than outside. A loop of one
-    # update is none.
+    # On a CPU, XLA works a convolution's gradient by its weights some twenty times slower inside a loop than outside.
     alone = jax.default_backend() == "cpu" and convolves(program.diffusion)
 
     def advance(state: State, first: int, count: int) -> tuple[State, Array, Array]:
@@ -163,7 +162,12 @@ def _compiled(
             average = jax.tree.map(lambda a, p: a + rate * (p - a), state.average, svi.get_params(svi_state))
             return (State(svi_state, average, state.best), number + 1), loss
 
-        (state, _), losses = jax.lax.scan(update, (state, jnp.asarray(first)), batches)
+        start = state, jnp.asarray(first)
+        if len(batches.x0) == 1:  # no loop, for what is slow inside one
+            (state, _), loss = update(start, one)
+            losses = loss[None]
+        else:
+            (state, _), losses = jax.lax.scan(update, start, batches)
         finite = [jnp.all(jnp.isfinite(p)) for p in jax.tree.leaves(svi.get_params(state.svi))]
         return state, losses, jnp.all(jnp.stack(finite))
 
