@@ -390,7 +390,7 @@ def test_show_says_what_a_model_is(run_folder, capsys):
         (["show", "{tmp}/nowhere"], "must be a folder; there is nothing"),
         (["sample", "{tmp}/nowhere"], "must be a folder; there is nothing"),
         (
-            ["run", "mnist", "--out", "{tmp}/x"],
+            ["run", "imagenet", "--out", "{tmp}/x"],
             "experiment must be one of swiss-roll, swiss-roll-rbf, heartbeat, digits, digits-conditional",
         ),
         (["run", "gray-code", "--density", "rings"], "density must be one of 2spirals, 8gaussians, circles, moons"),
