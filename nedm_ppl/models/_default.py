@@ -219,7 +219,7 @@ def checked_values(data: ArrayLike, columns: Sequence[str] | None) -> np.ndarray
     bad = ~np.isfinite(values)
     if bad.any():
         counts = bad.reshape(len(values), -1).sum(axis=0)
-        names = [_name(i, columns) for i in np.flatnonzero(counts)]
+        names = [_name(int(i), columns) for i in np.flatnonzero(counts)]
         where = ", ".join(f"{count} in {name}" for name, count in zip(names, counts[counts > 0], strict=True))
         raise ValueError(
             f"data must be finite; got {bad.sum()} missing or infinite values, {where[:400]}. Drop or impute them."
@@ -258,7 +258,7 @@ def _units(values: np.ndarray, kind: str, possible: np.ndarray) -> tuple[Units, 
         return levels, f"{many} levels, {len(grays)} of them from {grays[0]:g} to {grays[-1]:g}"
     spread = values.std(axis=0)
     varies = spread[spread > 1e-12 * np.abs(values.mean(axis=0))]
-    by_column = len(shape) == 1 and varies.size > 0 and values.std() > TENFOLD * varies.min()
+    by_column = bool(len(shape) == 1 and varies.size > 0 and values.std() > TENFOLD * varies.min())
     units = Standardize.of(values, by_coordinate=by_column)
     numbers = f"{many} real numbers" if len(shape) == 1 else f"{many}, real numbers"
     if by_column:
@@ -302,7 +302,7 @@ def _warn(values: np.ndarray, kind: str, columns: Sequence[str] | None) -> None:
 
 
 def _names(places: np.ndarray, columns: Sequence[str] | None) -> str:
-    named = [_name(i, columns) for i in places[:5]]
+    named = [_name(int(i), columns) for i in places[:5]]
     more = f" and {len(places) - 5} more" if len(places) > 5 else ""
     return f"{'columns' if len(places) > 1 else 'column'} {', '.join(named)}{more}"
 
