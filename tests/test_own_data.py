@@ -86,7 +86,7 @@ def test_a_folder_of_images_is_trained_on(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(40):
-        Image.fromarray(RNG.integers(0, 4, (4, 4), np.uint8) * 60).save(folder / f"{i:02}.png")
+        Image.fromarray(RNG.integers(0, 4, (5, 5), np.uint8) * 60).save(folder / f"{i:02}.png")
     (folder / "notes.txt").write_text("no image")
     out = tmp_path / "run"
     assert nedm("train", folder, "--out", out, *SMALL)[0] == 0
@@ -94,7 +94,7 @@ def test_a_folder_of_images_is_trained_on(tmp_path, capsys, monkeypatch):
     assert metrics["unit"] == "bits per dimension" and metrics["kind"] == "levels"
     assert nedm("sample", out, "--num", "3", "--out", tmp_path / "three.npy")[0] == 0
     images = np.load(tmp_path / "three.npy")
-    assert images.shape == (3, 4, 4) and set(np.unique(images)) <= set(range(181))
+    assert images.shape == (3, 5, 5) and set(np.unique(images)) <= set(range(181))
     code, said = nedm("train", folder, "--strict", "--out", tmp_path / "strict", *SMALL, capsys=capsys)
     assert code == 2 and "notes.txt must be an image" in said
 

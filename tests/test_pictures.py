@@ -149,7 +149,7 @@ def in_small(of_pictures):
 
 
 @pytest.mark.filterwarnings("ignore:.*is not the published file")
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_image_experiment_runs_in_small(name, official, monkeypatch):
     monkeypatch.setattr(pictures, "WIDTH", 8)
