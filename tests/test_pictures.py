@@ -16,7 +16,7 @@ from nedm_ppl.data import _pictures as packaged
 from nedm_ppl.experiments import _pictures as pictures
 
 RNG = np.random.default_rng(0)
-NAMES = ("dead-leaves", "texture", "photographs", "faces", "mnist", "fashion", "cifar10")
+NAMES = ("faces", "dead-leaves", "texture", "photographs", "mnist", "fashion", "cifar10")
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def in_small(of_pictures):
         return experiments.Split(**{part: values[:10] for part, values in parts.items()})
 
     def with_options(path=None, network=None, full=False):
-        small = replace(of_pictures, load=few, path=path).experiment()
+        small = replace(of_pictures, load=few, path=path, network="paper").experiment()  # the quicker to compile
         return replace(small, likelihood_size=2, num_times=2, of_options=with_options)
 
     return with_options()
