@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from test_archives import contents
 from test_cli import nedm
 
 from nedm_ppl import data, experiments, inference, models
+from nedm_ppl.cli._arguments import holdout_of
 from nedm_ppl.data import _pictures as packaged
 from nedm_ppl.experiments import _pictures as pictures
 
@@ -78,6 +80,18 @@ def test_dead_leaves_have_variance_one_and_the_noise_of_their_protocol(tmp_path)
     (tmp_path / "other.npz").write_text("none")
     with pytest.raises(ValueError, match="train and test images"):
         experiments.choose("dead-leaves", path=tmp_path / "other.npz").data(0)
+
+
+def test_the_holdout_of_a_run_is_that_of_the_files_it_read(tmp_path):
+    clean = {part: RNG.integers(0, 256, (n, 64, 64), np.uint8) for part, n in (("train", 3), ("test", 1))}
+    np.savez(tmp_path / "leaves.npz", **clean)
+    experiment = experiments.choose("dead-leaves", path=tmp_path / "leaves.npz")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    about = experiment.extra_metrics(SimpleNamespace(metrics={"bound": None}))
+    metrics = {"experiment": "dead-leaves", "seed": 0} | about
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
+    holdout, _ = holdout_of(tmp_path / "run" / "model")
+    np.testing.assert_array_equal(holdout, experiment.data(0).holdout)
 
 
 def test_photographs_are_held_out_as_wholes_and_a_texture_by_rows():

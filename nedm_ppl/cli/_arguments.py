@@ -36,6 +36,7 @@ __all__ = [
     "write_likelihoods",
 ]
 
+TABLES = (".csv", ".tsv", ".parquet")
 MOST = 1e15  # of data and scales, whose squares float32 must hold
 OUT = typer.Option("--out", help="Output folder; by default results/<experiment>, or results/<experiment>-<density>.")
 MODEL = typer.Argument(help="A model folder, or the output folder of an experiment.")
@@ -76,7 +77,9 @@ def holdout_of(folder: Path, name: str = "DATA") -> "tuple[np.ndarray, np.ndarra
     metrics = folder.parent / "metrics.json"
     try:
         content = json.loads(metrics.read_text())
-        split = choose(content["experiment"], content.get("density")).data(content["seed"])
+        path = content.get("data")  # of an image experiment on files of the user's
+        chosen = choose(content["experiment"], content.get("density"), path=None if path is None else Path(path))
+        split = chosen.data(content["seed"])
         return split.holdout, split.holdout_context
     except FileNotFoundError:
         raise ValueError(f"{name} must be given: there is no {metrics} that says whose holdout to take.") from None
@@ -92,10 +95,10 @@ def data_of(
 
     from nedm_ppl.data import read_table
 
-    if columns is None or file.suffix in (".npy", ".npz"):
-        return (
-            read_table(file).values if file.suffix in (".csv", ".tsv", ".parquet", ".npz") else read_array(file, name)
-        ), None
+    if file.suffix not in TABLES:
+        return read_array(file, name), None
+    if columns is None:
+        return read_table(file).values, None
     label, names = _labels(folder)
     table = read_table(file, label=label, columns=columns)
     values = table.values

@@ -1,8 +1,6 @@
 """`nedm list` and `nedm run`: the experiments."""
 
-import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +8,7 @@ import typer
 from rich.table import Table
 
 from nedm_ppl import interrupts
-from nedm_ppl.cli._app import app, console
+from nedm_ppl.cli._app import app, console, resumable
 from nedm_ppl.cli._arguments import OUT, check_sizes
 from nedm_ppl.cli._tables import metrics_table
 from nedm_ppl.files import printable
@@ -49,7 +47,7 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Start again in an --out that holds an earlier run.")] = False,
 ) -> None:
     """Run an experiment: train, evaluate, save the model, draw the figures."""
-    try:
+    with resumable():
         with interrupts.deferred():
             from nedm_ppl.experiments import choose
             from nedm_ppl.experiments import run as run_experiment
@@ -68,11 +66,5 @@ def run(
             force=force,
             progress=sys.stderr.isatty() or sys.stdout.isatty(),
         )
-    except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt) and not interrupts.received:
-            raise
-        with suppress(OSError):  # the terminal may be gone
-            console.print("Stopped. The same command with --resume goes on from the last checkpoint.")
-        raise typer.Exit(128 + (interrupts.received or [signal.SIGINT])[0]) from None
     console.print(metrics_table(result.metrics, chosen.published))
     console.print(printable(f"Model, metrics, figures and ArviZ files are in {out}."), markup=False)

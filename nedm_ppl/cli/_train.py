@@ -1,16 +1,14 @@
 """`nedm train`: a model of one's own data."""
 
-import signal
 import sys
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nedm_ppl import interrupts
-from nedm_ppl.cli._app import app, console
+from nedm_ppl.cli._app import app, console, resumable
 from nedm_ppl.cli._arguments import check_sizes
 from nedm_ppl.cli._tables import metrics_table
 from nedm_ppl.files import printable
@@ -41,7 +39,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Start again in an --out that holds an earlier run.")] = False,
 ) -> None:
     """Train a model of your own data, in their own units: split, choose a model, train, evaluate, save, draw."""
-    try:
+    with resumable():
         with interrupts.deferred(), warnings.catch_warnings():
             from nedm_ppl.data import read_images, read_table
             from nedm_ppl.experiments import own_data
@@ -72,12 +70,6 @@ def train(
                 force=force,
                 progress=sys.stderr.isatty() or sys.stdout.isatty(),
             )
-    except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt) and not interrupts.received:
-            raise
-        with suppress(OSError):  # the terminal may be gone
-            console.print("Stopped. The same command with --resume goes on from the last checkpoint.")
-        raise typer.Exit(128 + (interrupts.received or [signal.SIGINT])[0]) from None
     console.print(metrics_table(result.metrics))
     console.print(printable(f"Model, metrics, figures and ArviZ files are in {out}."), markup=False)
     console.print(printable(f"nedm sample {out} draws from it; nedm loglik {out} DATA scores data."), markup=False)

@@ -133,7 +133,8 @@ class Pictures:
 
     def about(self, result: Result) -> dict[str, Any]:
         """Size and network, and what gray levels cost without a loss, where they have probabilities."""
-        about: dict[str, Any] = {"network": self.network, "full": self.full}
+        data = None if self.path is None else str(self.path.absolute())
+        about: dict[str, Any] = {"network": self.network, "full": self.full, "data": data}
         bound = result.metrics["bound"]
         if self.has_levels:
             about["bits_per_dim_discrete"] = {"mean": -bound["mean"], "se": bound["se"]}
@@ -171,7 +172,7 @@ class Pictures:
             if self.flips:
                 which = jax.random.bernoulli(key_flip, 0.5, (len(images),) + (1,) * (images.ndim - 1))
                 images = jnp.where(which, images[:, :, ::-1], images)
-            return images + width * (jax.random.uniform(key_noise, images.shape) - 0.5)
+            return inference.dequantize(width)(key_noise, images)
 
         return augment
 
