@@ -19,6 +19,7 @@ __all__ = [
     "OutputError",
     "OutputFolderError",
     "locked",
+    "mapped_array",
     "npz",
     "printable",
     "reason",
@@ -109,6 +110,23 @@ def write_outputs(out: Path, outputs: Mapping[str, Callable[[Path], None]], kept
     if failures:
         first = next(iter(failures.values()))
         raise OutputError(f"{', '.join(failures)} could not be written to {out}: {reason(first)}. {kept}") from first
+
+
+def mapped_array(file: Path) -> np.ndarray | None:
+    """The array of numbers in a .npy file, mapped and not read; None where the file holds none. Nothing is unpickled.
+
+    Mapping compares what the header claims with what the file holds, and allocates nothing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (FileNotFoundError, MemoryError):
+        raise
+    except Exception:  # NumPy parses a header as Python, and raises what that raises
+        return None
+    return values if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.ndim else None
 
 
 def reason(error: BaseException) -> str:

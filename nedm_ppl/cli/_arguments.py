@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from nedm_ppl.files import printable, shortened, whole
+from nedm_ppl.files import mapped_array, printable, shortened, whole
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -154,16 +154,12 @@ def read_array(file: Path, name: str = "DATA") -> "np.ndarray":
     import numpy as np
 
     try:
-        # Mapped first, which compares what the header claims with what the file holds, and allocates nothing.
-        values = np.array(np.load(file, mmap_mode="r", allow_pickle=False))
+        mapped = mapped_array(file)
     except FileNotFoundError:
         raise ValueError(f"{name} must be a .npy file; there is nothing at {printable(file)}.") from None
-    except MemoryError:
-        raise
-    except Exception:  # NumPy parses a header as Python, and raises what that raises
-        values = None
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or values.ndim == 0:
+    if mapped is None:
         raise ValueError(f"{name} must be a .npy file that holds an array of numbers; {printable(file)} does not.")
+    values = np.array(mapped)
     if (largest := float(np.max(np.abs(values.astype(float)), initial=0.0))) > MOST:
         raise ValueError(f"{name} must hold numbers of at most {MOST:g} in size; {printable(file)} holds {largest:g}.")
     return values

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nedm_ppl.files import printable
+from nedm_ppl.files import mapped_array, printable
 
 __all__ = ["MappedRows"]
 
@@ -68,10 +68,7 @@ class MappedRows:
 
 
 def _mapped(file: Path) -> np.ndarray:
-    try:
-        values = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception:  # NumPy parses a header as Python, and raises what that raises
-        values = None
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or values.ndim < 2 or not len(values):
+    values = mapped_array(file) if file.is_file() else None
+    if values is None or values.ndim < 2 or not len(values):
         raise ValueError(f"{printable(file)} must be a .npy file that holds rows of numbers; it is none.")
     return values

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nedm_ppl.files import printable, shortened
+from nedm_ppl.files import mapped_array, printable, shortened
 
 __all__ = ["Table", "read_table"]
 
 TEXT = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*TEXT, ".parquet", ".npy", ".npz")
-MOST = 2**40  # bytes that an array in a file may claim
+MOST = 2**34  # bytes that an array in an archive may claim
 
 
 class Table(NamedTuple):
@@ -147,26 +147,26 @@ def _numbers(frame: Any, path: Path) -> np.ndarray:
 
 
 def _array(path: Path) -> np.ndarray:
+    values = mapped_array(path) if path.suffix.lower() == ".npy" else _archived(path)
+    if values is None:
+        raise ValueError(f"{printable(path)} must be a NumPy file that holds an array of numbers; it is none.")
+    return np.array(values, np.float64)
+
+
+def _archived(path: Path) -> np.ndarray | None:
+    """The array of a .npz file that has one; None where it holds no numbers."""
     try:
-        if path.suffix.lower() == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                sizes = [member.file_size for member in archive.infolist()]
-            if len(sizes) != 1 or sizes[0] > MOST:
-                raise ValueError(f"{printable(path)} must hold one array; it holds {len(sizes)}.")
+        with zipfile.ZipFile(path) as archive:
+            sizes = [member.file_size for member in archive.infolist()]
+        if len(sizes) == 1 and sizes[0] <= MOST:
             with np.load(path, allow_pickle=False) as archive:
                 values = archive[archive.files[0]]
-        else:
-            # Mapped first, which compares what the header claims with what the file holds, and allocates nothing.
-            values = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+            return values if values.dtype.kind in "biuf" and values.ndim else None
     except MemoryError:
         raise
-    except Exception as error:  # NumPy parses a header as Python, and raises what that raises
-        if isinstance(error, ValueError) and "must hold one array" in str(error):
-            raise
-        values = None
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or values.ndim == 0:
-        raise ValueError(f"{printable(path)} must be a NumPy file that holds an array of numbers; it is none.")
-    return values.astype(np.float64)
+    except Exception:  # NumPy parses a header as Python, and raises what that raises
+        return None
+    raise ValueError(f"{printable(path)} must hold one array, of at most {MOST:,} bytes; it holds {len(sizes)}.")
 
 
 def _is_number(text: str) -> bool:

@@ -146,11 +146,12 @@ class Pictures:
 
         diffusion, holdout = result.diffusion, result.split.holdout
         limits = (float(np.quantile(holdout, 0.001)), float(np.quantile(holdout, 0.999)))
-        path = eqx.filter_jit(lambda d, k: d.sample_trajectory(k, (NUM_DRAWN,)))(diffusion, key)
+        num_drawn = min(NUM_DRAWN, len(holdout))
+        path = eqx.filter_jit(lambda d, k: d.sample_trajectory(k, (num_drawn,)))(diffusion, key)
         states = np.asarray(path)
         shown = np.asarray(diffusion.to_data(states[:, 0]))
         write_figure(
-            plotting.digits_figure(shown, holdout[:NUM_DRAWN], num_columns=6, limits=limits), out / "samples.png"
+            plotting.digits_figure(shown, holdout[:num_drawn], num_columns=6, limits=limits), out / "samples.png"
         )
         if states.ndim == 4:  # gray
             low, high = np.asarray(diffusion.to_chain(np.asarray(limits)))
