@@ -3,7 +3,7 @@
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -47,7 +47,7 @@ def train(
             from nedm_ppl.models import DataWarning
 
             warnings.simplefilter("always")
-            warnings.showwarning = _said  # type: ignore[assignment]
+            warnings.showwarning = _said
             check_sizes(seed=seed, updates=updates, num_steps=num_steps)
             columns = labels = None
             if data.is_dir():
@@ -59,7 +59,7 @@ def train(
             chosen = own_data(values, kind=kind, holdout=holdout, columns=columns, labels=labels, label=label)
         with warnings.catch_warnings():
             warnings.simplefilter("always", DataWarning)
-            warnings.showwarning = _said  # type: ignore[assignment]
+            warnings.showwarning = _said
             result = run_experiment(
                 chosen,
                 out,
@@ -75,6 +75,13 @@ def train(
     console.print(printable(f"nedm sample {out} draws from it; nedm loglik {out} DATA scores data."), markup=False)
 
 
-def _said(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _said(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """A warning as a line of its own, without the place in the code where it was given."""
     console.print(f"{category.__name__}: {printable(message)}", style="yellow", markup=False)

@@ -4,10 +4,14 @@ import os
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nedm_ppl.files import printable, shortened
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["SkippedFilesWarning", "read_images"]
 
@@ -90,9 +94,8 @@ def _check_sizes(images: dict[str, np.ndarray]) -> None:
         )
 
 
-def _pixels(image: object) -> np.ndarray:
+def _pixels(image: "Image.Image") -> np.ndarray:
     """Gray levels of an image in a mode of Pillow's: shape (height, width), or with three colors."""
-    mode = image.mode  # type: ignore[attr-defined]
-    if mode in GRAY_16:
+    if image.mode in GRAY_16:
         return np.asarray(image)
-    return np.asarray(image.convert("L" if mode in GRAY else "RGB"))  # type: ignore[attr-defined]
+    return np.asarray(image.convert("L" if image.mode in GRAY else "RGB"))
