@@ -16,7 +16,7 @@ from scipy.special import log_softmax, logsumexp
 
 from nedm_ppl import inference, models
 from nedm_ppl.models.chain.schedules import FixedSchedule, erasing, log_snr_linear
-from nedm_ppl.models.reverse._discrete import quantize
+from nedm_ppl.models.reverse._levels import QuantizedNormal
 
 BETAS = [0.1, 0.3, 0.2, 1.0]
 PROBS = np.array([0.1, 0.6])
@@ -159,7 +159,7 @@ def test_levels_broadcast_and_pass_through_jit():
 
 @given(st.floats(-6.0, 6.0), st.floats(0.05, 5.0))
 def test_quantize_is_the_gaussian_over_its_bins(loc, scale):
-    law = quantize(dist.Normal(jnp.float32(loc), jnp.float32(scale)), LEVELS)
+    law = QuantizedNormal(jnp.float32(loc), jnp.float32(scale), LEVELS)
     edges = np.array([-np.inf, -0.375, 1.125, np.inf])
     log_cdf, log_sf = stats.norm.logcdf(edges, loc, scale), stats.norm.logsf(edges, loc, scale)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -174,7 +174,7 @@ def test_quantize_is_the_gaussian_over_its_bins(loc, scale):
 @pytest.mark.parametrize("loc", [-50.0, 0.0, 50.0])
 def test_quantize_has_finite_gradients_in_the_tails(loc):
     def log_prob(loc, scale):
-        return quantize(dist.Normal(loc, scale), LEVELS).log_prob(jnp.float32(2.0))
+        return QuantizedNormal(loc, scale, LEVELS).log_prob(jnp.float32(2.0))
 
     value, gradient = jax.value_and_grad(log_prob, argnums=(0, 1))(jnp.float32(loc), jnp.float32(0.01))
     assert np.all(np.isfinite([value, *gradient]))
@@ -182,7 +182,7 @@ def test_quantize_has_finite_gradients_in_the_tails(loc):
 
 def test_quantize_takes_plain_numbers():
     """A user's kernel of one scalar coordinate, Normal(x, 0.5), holds a Python float."""
-    law = quantize(dist.Normal(jnp.float32(0.2), 0.5), LEVELS)
+    law = QuantizedNormal(jnp.float32(0.2), 0.5, LEVELS)
     np.testing.assert_allclose(
         law.log_prob(0.25), np.log(np.diff(stats.norm.cdf([-0.375, 1.125], 0.2, 0.5)))[0], rtol=1e-4
     )

@@ -73,7 +73,6 @@ LONG_FILES = {  # of more than 300 lines, and why one idea fills them
     "models/_units.py": "the map, a class for every kind of data, and laws in it",
     "models/_default.py": "what data look like, and what is chosen for it",
     "laws/_low_rank.py": "one law, and what is closed between Gaussians",
-    "models/reverse/_discrete.py": "bits and gray levels, a class each with the law it predicts",
     "models/reverse/_reverse.py": "the parameterizations of real data, a class each",
     "models/_saving.py": "one format, its writer, its reader and its sentences",
     "models/_diffusion.py": "the model, whose docstrings are the reference",

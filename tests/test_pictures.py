@@ -156,7 +156,8 @@ def in_small(of_pictures):
         return experiments.Split(**{part: values[:10] for part, values in parts.items()})
 
     def with_options(path=None, network=None, full=False):
-        small = replace(of_pictures, load=few, path=path, network="paper").experiment()  # the quicker to compile
+        sizes = {"network": "paper", "num_samples": 6}  # the quicker to compile
+        small = replace(of_pictures, load=few, path=path, **sizes).experiment()
         return replace(small, likelihood_size=2, num_times=2, of_options=with_options)
 
     return with_options()
@@ -168,7 +169,6 @@ def in_small(of_pictures):
 def test_every_image_experiment_runs_in_small(name, official, monkeypatch):
     monkeypatch.setattr(pictures, "WIDTH", 8)
     monkeypatch.setattr(pictures, "scales", lambda shape: (1,))
-    monkeypatch.setattr(pictures, "NUM_DRAWN", 6)
     monkeypatch.setattr("nedm_ppl.experiments._picture_data.NUM_LEAVES", (3, 1))
     monkeypatch.setitem(experiments.EXPERIMENTS, name, in_small(experiments.EXPERIMENTS[name].of_options.__self__))
     options = ["--data", official / name] if name in ("mnist", "fashion", "cifar10") else []
@@ -177,12 +177,22 @@ def test_every_image_experiment_runs_in_small(name, official, monkeypatch):
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["unit"] == "bits per dimension" and (out / "samples.png").stat().st_size > 2000
     assert ("bits_per_dim_discrete" in metrics) == (name in ("photographs", "mnist", "fashion", "cifar10"))
+    lost = sum(band["mean"] for band in metrics["bound_by_log_snr"])
+    assert lost == pytest.approx(metrics["terms"]["diffusion"]["mean"], rel=1e-4)
+    about = json.loads((out / "samples.json").read_text())
+    assert about["num_samples"] == 6 and about["holdout"]["nearest_training_image"] > 0.0
+    assert ("parzen_bits_per_image" in about, "inpainted" in about) == (name == "mnist", name == "texture")
+    also = {"texture": "inpainted.png", "photographs": "denoised.png", "cifar10": "denoised.png"}.get(
+        name, "samples.png"
+    )
+    for file in ("neighbors.png", "spectrum.png", "network.png", also):
+        assert (out / file).stat().st_size > 2000
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["mnist"], "--data must name the folder with the official files"),
+        (["cifar10"], "--data must name the folder with the official files"),
         (["photographs", "--data", "x"], "--data must be left out for photographs"),
         (["faces", "--data", "x"], "--data must be left out for faces"),
         (["faces", "--network", "resnet"], "--network must be one of unet, paper; got 'resnet'"),

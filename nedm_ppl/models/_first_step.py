@@ -20,7 +20,7 @@ from nedm_ppl.laws._low_rank import as_correlated
 from nedm_ppl.laws._mixtures import components, mixture, stack_of
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models.chain._process import DiffusionProcess
-from nedm_ppl.models.reverse._discrete import Levels, check_levels, quantize
+from nedm_ppl.models.reverse._levels import Levels, QuantizedNormal, check_levels
 from nedm_ppl.models.reverse._reverse import first_law, step_of
 
 __all__ = ["FirstStep", "first_step_of"]
@@ -106,11 +106,11 @@ class Quantized(FirstStep):
                 f"first_step 'quantized' integrates a Gaussian kernel at t = 1; got a {type(normal).__name__}. "
                 "Use 'learned', or a kernel that ends in Normal(...).to_event()."
             )
-        return quantize(normal, self.levels).to_event(law.event_dim)
+        return QuantizedNormal(normal.loc, normal.scale, self.levels).to_event(law.event_dim)
 
     def null_log_prob(self, process: DiffusionProcess, x0: ArrayLike) -> Array:
-        noise = Normal(jnp.zeros(process.event_shape), jnp.ones(process.event_shape))
-        return quantize(noise, self.levels).to_event(process.event_dim).log_prob(jnp.asarray(x0))
+        noise = QuantizedNormal(jnp.zeros(process.event_shape), 1.0, self.levels)
+        return noise.to_event(process.event_dim).log_prob(jnp.asarray(x0))
 
     def check_process(self, process: DiffusionProcess) -> None:
         if process.stationary().is_discrete:

@@ -23,7 +23,7 @@ from numpyro.distributions import Distribution, constraints
 from nedm_ppl._compat import Tracer, validate_sample
 from nedm_ppl.arguments import check_unmasked
 from nedm_ppl.models.chain._process import DiffusionProcess
-from nedm_ppl.models.reverse._discrete import OneOf
+from nedm_ppl.models.reverse._levels import OneOf
 
 __all__ = ["GrayLevels", "Labels", "Standardize", "Units", "in_units"]
 

@@ -21,6 +21,10 @@ from nedm_ppl.plotting._paper import drift_points as drift_points
 from nedm_ppl.plotting._paper import heartbeat_figure as heartbeat_figure
 from nedm_ppl.plotting._paper import plane_figure as plane_figure
 from nedm_ppl.plotting._paper import swiss_roll_figure as swiss_roll_figure
+from nedm_ppl.plotting._pictures import denoising_figure as denoising_figure
+from nedm_ppl.plotting._pictures import neighbors_figure as neighbors_figure
+from nedm_ppl.plotting._pictures import network_figure as network_figure
+from nedm_ppl.plotting._pictures import spectrum_figure as spectrum_figure
 from nedm_ppl.plotting._shared import FORWARD as FORWARD
 from nedm_ppl.plotting._shared import NULL as NULL
 from nedm_ppl.plotting._shared import REVERSE as REVERSE

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from nedm_ppl.plotting._shared import FORWARD, NULL, REVERSE, TRUTH, as_trajectory, axes_of, one_axis
 
-__all__ = ["digits_figure", "image_grid", "restoration_figure", "reverse_chain_figure"]
+__all__ = ["digits_figure", "image_grid", "limits_of", "outline", "restoration_figure", "reverse_chain_figure"]
 
 HAIRLINE, UNSEEN = "#56B4E9", "#CFE8F7"
 
@@ -39,7 +39,7 @@ def image_grid(
         raise ValueError(f"num_columns must be at least 1; got {num_columns}.")
     columns = num_columns or int(np.ceil(np.sqrt(len(images))))
     ax = one_axis(ax, figsize=(4.0, 4.0 * np.ceil(len(images) / columns) / columns + 0.3))
-    _show(ax, _mosaic(images, columns), _limits(images) if limits is None else limits, images.shape[1:])
+    _show(ax, _mosaic(images, columns), limits_of(images) if limits is None else limits, images.shape[1:])
     ax.set(xticks=[], yticks=[], title=title)
     return ax
 
@@ -70,11 +70,11 @@ def digits_figure(
     samples, holdout = _images("samples", samples), _images("holdout", holdout)
     rows = np.ceil(len(samples) / num_columns)
     axes = axes_of(axes, (2,), figsize=(8.0, 3.8 * rows / num_columns + 0.5))
-    limits = _limits(holdout) if limits is None else limits
+    limits = limits_of(holdout) if limits is None else limits
     image_grid(samples, axes[0], num_columns=num_columns, limits=limits, title="samples")
     image_grid(holdout[: len(samples)], axes[1], num_columns=num_columns, limits=limits, title="holdout")
-    _outline(axes[0], REVERSE)
-    _outline(axes[1], TRUTH)
+    outline(axes[0], REVERSE)
+    outline(axes[1], TRUTH)
     return axes
 
 
@@ -107,12 +107,12 @@ def reverse_chain_figure(
         raise ValueError(f"times must lie in 0..{last}, the times of this trajectory; got {list(times)}.")
     ax = one_axis(ax, figsize=(8.0, 7.4 * num_samples / len(times) + 0.8))
     frames = trajectory[:, list(times)].reshape(-1, *trajectory.shape[2:])
-    _show(ax, _mosaic(frames, len(times)), _limits(trajectory[:, 0]) if limits is None else limits, frames.shape[1:])
+    _show(ax, _mosaic(frames, len(times)), limits_of(trajectory[:, 0]) if limits is None else limits, frames.shape[1:])
     centers = (np.arange(len(times)) + 0.5) * width - 0.5
     ax.set_xticks(centers, [str(t) for t in times])
     ax.set(xlabel="time t (steps); the reverse chain runs left to right", yticks=[], ylabel="sample")
     ax.tick_params(length=0)
-    _outline(ax, REVERSE)
+    outline(ax, REVERSE)
     return ax
 
 
@@ -162,13 +162,13 @@ def restoration_figure(
     tile = x0.shape[1:] if x0.ndim == 3 else (1, x0.shape[1])
     width, row = (1.1, 1.1 * tile[0] / tile[1]) if x0.ndim == 3 else (1.5, 0.22)
     axes = axes_of(axes, (len(panels),), figsize=(width * len(panels), row * len(x0) + 0.6))
-    gray, largest = _limits(x0) if limits is None else limits, float(np.asarray(sd).max()) or 1.0
+    gray, largest = limits_of(x0) if limits is None else limits, float(np.asarray(sd).max()) or 1.0
     for ax, (name, values, color) in zip(axes, panels, strict=True):
         mosaic = np.asarray(values, np.float64).reshape(-1, tile[1])
         _show(ax, mosaic, (0.0, largest) if name == "sd" else gray, tile)
         ax.set(xticks=[], yticks=[], facecolor=UNSEEN, aspect="equal" if x0.ndim == 3 else "auto")
         ax.set_title(f"sd, to {largest:.2g}" if name == "sd" else name, fontsize="small")
-        _outline(ax, color)
+        outline(ax, color)
     return axes
 
 
@@ -193,11 +193,13 @@ def _show(ax: Axes, mosaic: np.ndarray, limits: tuple[float, float], tile: tuple
             line(place - 0.5, color=HAIRLINE, linewidth=1.2)
 
 
-def _limits(images: np.ndarray) -> tuple[float, float]:
+def limits_of(images: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest value."""
     return float(np.nanmin(images)), float(np.nanmax(images))
 
 
-def _outline(ax: Axes, color: str) -> None:
+def outline(ax: Axes, color: str) -> None:
+    """Axes framed in a color."""
     for spine in ax.spines.values():
         spine.set(color=color, linewidth=2.0)
 

@@ -13,6 +13,8 @@ from nedm_ppl.inference.likelihood._pareto import k_threshold as k_threshold
 from nedm_ppl.inference.likelihood._pareto import pareto_k as pareto_k
 from nedm_ppl.inference.likelihood._pareto import spread_threshold as spread_threshold
 from nedm_ppl.inference.likelihood._pareto import upper_spread as upper_spread
+from nedm_ppl.inference.likelihood._parzen import Parzen as Parzen
+from nedm_ppl.inference.likelihood._parzen import parzen_log_likelihood as parzen_log_likelihood
 from nedm_ppl.inference.likelihood._sandwich import Sandwich as Sandwich
 from nedm_ppl.inference.likelihood._sandwich import sandwich as sandwich
 from nedm_ppl.inference.likelihood._weights import trajectory_log_weight as trajectory_log_weight

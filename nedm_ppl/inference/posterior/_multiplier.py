@@ -35,7 +35,7 @@ from nedm_ppl.laws._small_matrices import cholesky, compressed, whiten
 from nedm_ppl.laws._unwrap import coordinates
 from nedm_ppl.models._units import Units
 from nedm_ppl.models.chain._process import DiffusionProcess
-from nedm_ppl.models.reverse._discrete import Levels
+from nedm_ppl.models.reverse._levels import Levels
 
 __all__ = [
     "BernoulliObservation",

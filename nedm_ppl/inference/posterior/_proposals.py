@@ -30,7 +30,7 @@ from nedm_ppl.laws._low_rank import LowRankNormal
 from nedm_ppl.laws._point_normal import PointNormal
 from nedm_ppl.laws._small_matrices import cholesky, whiten
 from nedm_ppl.laws._unwrap import coordinates
-from nedm_ppl.models.reverse._discrete import Levels
+from nedm_ppl.models.reverse._levels import Levels
 
 __all__ = [
     "UNGUIDED",

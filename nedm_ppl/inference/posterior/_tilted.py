@@ -25,7 +25,7 @@ from nedm_ppl.inference.posterior._proposals import independent, is_normal
 from nedm_ppl.laws._low_rank import LowRankNormal
 from nedm_ppl.laws._mixtures import components
 from nedm_ppl.laws._unwrap import coordinates
-from nedm_ppl.models.reverse._discrete import Levels
+from nedm_ppl.models.reverse._levels import Levels
 from nedm_ppl.numbers import log_mean_exp
 
 __all__ = ["Tilted", "closes", "tilt"]

@@ -25,9 +25,10 @@ from nedm_ppl.inference.bound._bound import BoundTerms
 from nedm_ppl.inference.likelihood._likelihood import LogLikelihood
 from nedm_ppl.inference.thermodynamics._entropy import EntropyBounds, entropy_bounds
 from nedm_ppl.models._diffusion import Diffusion
+from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.numbers import Estimate
 
-__all__ = ["StepLosses", "Thermodynamics", "Work", "step_losses", "work"]
+__all__ = ["LossBands", "StepLosses", "Thermodynamics", "Work", "loss_bands", "step_losses", "work"]
 
 
 class StepLosses(NamedTuple):
@@ -40,6 +41,20 @@ class StepLosses(NamedTuple):
     """
 
     times: np.ndarray
+    mean: np.ndarray
+    se: np.ndarray
+
+
+class LossBands(NamedTuple):
+    r"""The bound's loss by bands of log-SNR, nats per datum. Arrays are float64 NumPy, shape (n,).
+
+    Attributes:
+        edges: Log-SNR between bands, ascending, shape (n - 1,): the first band is below all of them, the last above.
+        mean: Sum of the losses of steps t = 2..T whose $x_t$ has a log-SNR in the band, mean over the data, unbiased.
+        se: Its standard error over data and draws of $x_t$.
+    """
+
+    edges: np.ndarray
     mean: np.ndarray
     se: np.ndarray
 
@@ -179,6 +194,30 @@ def step_losses(terms: BoundTerms) -> StepLosses:
     squares = np.bincount(inverse, np.square(divergences - mean[inverse]), minlength=len(at))
     se = np.sqrt(squares / np.maximum(count - 1, 1) / count)
     return StepLosses(at, mean, np.where(count > 1, se, np.nan))
+
+
+def loss_bands(
+    terms: BoundTerms, process: DiffusionProcess, edges: ArrayLike = (-4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
+) -> LossBands:
+    """What the bound loses in every band of log-SNR, whose sum is the bound's diffusion term: comparable across T and schedules.
+
+    Args:
+        terms: As `evaluate` returns them.
+        process: The chain they are of.
+        edges: Log-SNR between two bands, ascending, shape (n - 1,).
+
+    Raises:
+        ValueError: edges that do not ascend.
+    """
+    edges = np.asarray(edges, np.float64).ravel()
+    if np.any(np.diff(edges) <= 0.0):
+        raise ValueError(f"edges must ascend; got {edges.tolist()}.")
+    times = np.asarray(terms.times)
+    divergences = np.asarray(terms.divergences, np.float64) * ((process.num_steps - 1) / max(len(times), 1))
+    log_snr = np.asarray(process.schedule.log_snr, np.float64)
+    band = np.searchsorted(edges, log_snr[times - 1])
+    losses = [Estimate.of(np.where(band == i, divergences, 0.0).sum(axis=0)) for i in range(len(edges) + 1)]
+    return LossBands(edges, np.array([loss.mean for loss in losses]), np.array([loss.se for loss in losses]))
 
 
 def work(likelihood: LogLikelihood) -> Work:

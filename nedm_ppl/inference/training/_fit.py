@@ -21,7 +21,7 @@ import optax
 from jax import Array
 from jax.sharding import Sharding
 from jax.typing import ArrayLike
-from numpyro.infer import ELBO
+from numpyro.infer import ELBO, SVI
 from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
@@ -60,6 +60,7 @@ class Fitted(NamedTuple):
         holdout: Mean bound per datum on the holdout with its standard error, nats; None without a holdout.
         seconds: Time spent in training steps, s, over all resumed parts.
         num_updates: Optimizer updates made.
+        last: The model with the weights of the last update, not averaged.
     """
 
     diffusion: Diffusion
@@ -67,6 +68,7 @@ class Fitted(NamedTuple):
     holdout: Estimate | None
     seconds: float
     num_updates: int
+    last: Diffusion
 
     def __repr__(self) -> str:
         return f"Fitted by {self.num_updates:,} updates in {self.seconds:.0f} s: {self.diffusion!r}"
@@ -198,7 +200,8 @@ def fit(
     optimizer = optimizer or default_optimizer(plan.num_updates)
     program = Program(chain, optimizer, objective or DEFAULT_OBJECTIVE, plan.batch_size, average_decay, augment)
     record, folder = _record(rng_key, program, train, stop_on, plan), None if checkpoint is None else Path(checkpoint)
-    state = record.open(folder, _first_state(program, key_init, train), resume=resume)
+    svi = program.svi()
+    state = record.open(folder, _first_state(program, svi, key_init, train), resume=resume)
     sharding = rows_over(sharding, "batch_size", plan.batch_size)
     advance = advancing(program, key_data, train, sharding)
 
@@ -210,7 +213,9 @@ def fit(
     state = _updated(state, advance, record, plan, look if stop_on else None, folder, unit, progress)
     trained = with_parameters(chain, gathered(state.average if stop_on is None else state.best, sharding))
     found = _bound(key_holdout, trained, report_on, plan.num_times, jacobian, progress) if report_on else None
-    return Fitted(trained.with_units(diffusion.units), record.history(), found, record.seconds, record.step)
+    last = with_parameters(chain, gathered(svi.get_params(state.svi), sharding))
+    trained, last = (model.with_units(diffusion.units) for model in (trained, last))
+    return Fitted(trained, record.history(), found, record.seconds, record.step, last)
 
 
 class _Unit(NamedTuple):
@@ -286,8 +291,7 @@ def with_parameters(diffusion: Diffusion, parameters: dict[str, Any]) -> Diffusi
     return eqx.combine(parameters["diffusion$params"], diffusion)
 
 
-def _first_state(program: Program, rng_key: Array, data: Part) -> State:
-    svi = program.svi()
+def _first_state(program: Program, svi: SVI, rng_key: Array, data: Part) -> State:
     state = program.first_state(svi, rng_key, data.rows(np.arange(program.batch_size)))
     parameters = svi.get_params(state)
     if not parameters:

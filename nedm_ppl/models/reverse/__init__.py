@@ -4,8 +4,8 @@ from nedm_ppl.models.reverse._context import Conditional as Conditional
 from nedm_ppl.models.reverse._discrete import BitPrediction as BitPrediction
 from nedm_ppl.models.reverse._discrete import FlipRate as FlipRate
 from nedm_ppl.models.reverse._discrete import LevelPrediction as LevelPrediction
-from nedm_ppl.models.reverse._discrete import Levels as Levels
 from nedm_ppl.models.reverse._discrete import log_frequencies as log_frequencies
+from nedm_ppl.models.reverse._levels import Levels as Levels
 from nedm_ppl.models.reverse._mixture import BitMixture as BitMixture
 from nedm_ppl.models.reverse._mixture import fit_bit_mixture as fit_bit_mixture
 from nedm_ppl.models.reverse._mixture_prediction import BitMixturePrediction as BitMixturePrediction

@@ -7,7 +7,6 @@ $$p(x_0 = \ell | x_t) \propto \exp\big(z_\ell(x_t, t)\big)\; q(x_t | x_0 = \ell)
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -16,19 +15,18 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 from jax.nn import log_sigmoid
-from jax.scipy.special import log_ndtr, logsumexp
+from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
-from numpyro.distributions import Distribution, constraints
-from numpyro.util import is_prng_key
+from numpyro.distributions import Distribution
 
-from nedm_ppl._compat import validate_sample
 from nedm_ppl.models.chain._bernoulli import BernoulliDiffusion
 from nedm_ppl.models.chain._gaussian import GaussianDiffusion
 from nedm_ppl.models.chain._process import DiffusionProcess
+from nedm_ppl.models.reverse._levels import Levels, check_levels
 from nedm_ppl.models.reverse._mixture import BitMixture
 from nedm_ppl.models.reverse._reverse import Network, Parameterization, Prediction, map_network, require_gaussian
 
-__all__ = ["BitPrediction", "FlipRate", "LevelPrediction", "Levels", "log_frequencies", "quantize"]
+__all__ = ["BitPrediction", "FlipRate", "LevelPrediction", "log_frequencies", "require_bernoulli"]
 
 
 class FlipRate(Parameterization):
@@ -226,64 +224,6 @@ class LevelPrediction(Prediction):
             )
 
 
-class OneOf(constraints._SingletonConstraint):
-    """Membership in a finite set of reals; which reals, `Levels.log_prob` checks."""
-
-    is_discrete = True
-    event_dim = 0
-
-    def __call__(self, x: ArrayLike) -> Array:
-        return jnp.isfinite(jnp.asarray(x))
-
-    def feasible_like(self, prototype: Array) -> Array:
-        return jnp.zeros_like(prototype)
-
-
-class Levels(Distribution):
-    """A categorical law over known real values.
-
-    Args:
-        logits: Unnormalized log weights, shape (*batch, num_levels).
-        levels: The values, increasing, num_levels of them.
-    """
-
-    arg_constraints = {"logits": constraints.real_vector}
-    support = OneOf()
-    has_rsample = False
-    pytree_aux_fields = ("levels",)
-
-    def __init__(self, logits: Array, levels: tuple[float, ...], *, validate_args: bool | None = None):
-        self.logits, self.levels = logits, tuple(levels)
-        super().__init__(batch_shape=jnp.shape(logits)[:-1], validate_args=validate_args)
-
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
-        assert is_prng_key(key)
-        index = jax.random.categorical(key, self.logits, shape=sample_shape + self.batch_shape)
-        return jnp.asarray(self.levels)[index]
-
-    @validate_sample
-    def log_prob(self, value: ArrayLike) -> Array:
-        """Exact log mass in nats; minus infinity off the levels (beyond a hundredth of the smallest gap)."""
-        levels, value = jnp.asarray(self.levels), jnp.asarray(value)
-        distance = jnp.abs(value[..., None] - levels)
-        index = jnp.argmin(distance, axis=-1)
-        on_level = jnp.min(distance, axis=-1) <= 0.01 * jnp.min(jnp.diff(levels))
-        log_probs = jax.nn.log_softmax(self.logits, axis=-1)
-        shape = jnp.broadcast_shapes(index.shape, self.batch_shape)
-        log_probs = jnp.broadcast_to(log_probs, (*shape, len(self.levels)))
-        chosen = jnp.take_along_axis(log_probs, jnp.broadcast_to(index, shape)[..., None], axis=-1)[..., 0]
-        return jnp.where(on_level, chosen, -jnp.inf)
-
-    @property
-    def mean(self) -> Array:
-        return jax.nn.softmax(self.logits, axis=-1) @ jnp.asarray(self.levels)
-
-    @property
-    def variance(self) -> Array:
-        squares = jnp.square(jnp.asarray(self.levels) - self.mean[..., None])
-        return jnp.sum(jax.nn.softmax(self.logits, axis=-1) * squares, axis=-1)
-
-
 def log_frequencies(data: ArrayLike, levels: Sequence[float] | ArrayLike, *, pseudo_count: float = 0.3) -> Array:
     """Log frequencies of the levels at every coordinate, shape (*event, num_levels), centered over levels.
 
@@ -297,34 +237,6 @@ def log_frequencies(data: ArrayLike, levels: Sequence[float] | ArrayLike, *, pse
     counts = pseudo_count + jnp.sum(jax.nn.one_hot(index, values.size), axis=0)
     logits = jnp.log(counts)
     return logits - jnp.mean(logits, axis=-1, keepdims=True)
-
-
-def quantize(normal: dist.Normal, levels: tuple[float, ...]) -> Levels:
-    """A Gaussian integrated over the bins around known levels; bins meet half way, the outer two are unbounded.
-
-    Args:
-        normal: Independent Gaussians, batch shape (*batch, *event), before `to_event`.
-        levels: The gray levels, increasing.
-    """
-    centers = jnp.asarray(levels)
-    inner = 0.5 * (centers[1:] + centers[:-1])
-    far = 1e3 * (1.0 + jnp.abs(centers[-1] - centers[0]))  # finite, so that gradients are
-    edges = jnp.concatenate([inner[:1] - far, inner, inner[-1:] + far])
-    loc, scale = jnp.broadcast_arrays(normal.loc, normal.scale)
-    z = (edges - loc[..., None]) / scale[..., None]
-    lower, upper = z[..., :-1], z[..., 1:]
-    # In the upper tail Phi(b) - Phi(a) = Phi(-a) - Phi(-b), which keeps its digits.
-    flip = lower > 0.0
-    lower, upper = jnp.where(flip, -upper, lower), jnp.where(flip, -lower, upper)
-    log_lower, log_upper = log_ndtr(lower), log_ndtr(upper)
-    ratio = jnp.minimum(log_lower - log_upper, -1e-7)
-    return Levels(log_upper + jnp.log(-jnp.expm1(ratio)), levels)
-
-
-def check_levels(levels: tuple[float, ...]) -> None:
-    """Raise a ValueError where `levels` are not two or more increasing values."""
-    if len(levels) < 2 or any(not a < b for a, b in pairwise(levels)):
-        raise ValueError(f"levels must be at least two increasing values; got {levels}.")
 
 
 def require_bernoulli(parameterization: Parameterization, process: DiffusionProcess) -> None:
