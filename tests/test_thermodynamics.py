@@ -89,6 +89,23 @@ def test_a_kernel_that_has_learned_nothing_loses_the_whole_corridor(num_times):
     assert np.any(np.abs(0.8 * losses.mean - width) > 4.0 * losses.se)  # the control
 
 
+@pytest.mark.parametrize("num_times", [None, 4])
+def test_losses_by_band_are_sums_of_those_of_its_steps(num_times):
+    diffusion, x0 = noise_model(), np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)
+    terms = inference.evaluate(jax.random.key(0), diffusion, x0, num_times=num_times)
+    log_snr = np.asarray(diffusion.process.schedule.log_snr)
+    edges = [np.mean(log_snr[3:5]), np.mean(log_snr[1:3])]
+    found = inference.loss_bands(terms, diffusion.process, edges)
+    assert found.mean.sum() == pytest.approx(float(np.mean(terms.diffusion)), rel=1e-5)
+    times, divergences = np.asarray(terms.times), np.asarray(terms.divergences)
+    for band, steps in enumerate(((5, 6), (3, 4), (2,))):
+        of = np.where(np.isin(times, steps), divergences, 0.0).sum(axis=0) * 5 / len(times)
+        assert found.mean[band] == pytest.approx(of.mean(), rel=1e-5)
+        assert found.se[band] == pytest.approx(of.std(ddof=1) / np.sqrt(50), rel=1e-4)
+    with pytest.raises(ValueError, match="edges must ascend"):
+        inference.loss_bands(terms, diffusion.process, [1.0, 0.0])
+
+
 def test_a_step_evaluated_once_has_no_error():
     times, divergences = jnp.array([[2, 4], [4, 3]]), jnp.array([[1.0, 2.0], [4.0, 5.0]])
     losses = inference.step_losses(inference.BoundTerms(*jnp.zeros((3, 2)), times, divergences))

@@ -8,7 +8,15 @@ from numpy.typing import ArrayLike
 
 from nedm_ppl.plotting._shared import FORWARD, NULL, REVERSE, TRUTH, as_trajectory, axes_of, one_axis
 
-__all__ = ["digits_figure", "image_grid", "limits_of", "outline", "restoration_figure", "reverse_chain_figure"]
+__all__ = [
+    "as_images",
+    "digits_figure",
+    "image_grid",
+    "limits_of",
+    "outline",
+    "restoration_figure",
+    "reverse_chain_figure",
+]
 
 HAIRLINE, UNSEEN = "#56B4E9", "#CFE8F7"
 
@@ -34,7 +42,7 @@ def image_grid(
     Raises:
         ValueError: no images, or images that are not (N, height, width), or num_columns < 1.
     """
-    images = _images("images", images)
+    images = as_images("images", images)
     if num_columns is not None and num_columns < 1:
         raise ValueError(f"num_columns must be at least 1; got {num_columns}.")
     columns = num_columns or int(np.ceil(np.sqrt(len(images))))
@@ -67,7 +75,7 @@ def digits_figure(
     Raises:
         ValueError: no images, or images of another shape.
     """
-    samples, holdout = _images("samples", samples), _images("holdout", holdout)
+    samples, holdout = as_images("samples", samples), as_images("holdout", holdout)
     rows = np.ceil(len(samples) / num_columns)
     axes = axes_of(axes, (2,), figsize=(8.0, 3.8 * rows / num_columns + 0.5))
     limits = limits_of(holdout) if limits is None else limits
@@ -204,7 +212,12 @@ def outline(ax: Axes, color: str) -> None:
         spine.set(color=color, linewidth=2.0)
 
 
-def _images(name: str, value: ArrayLike) -> np.ndarray:
+def as_images(name: str, value: ArrayLike) -> np.ndarray:
+    """Images as an array.
+
+    Raises:
+        ValueError: another shape, or none.
+    """
     value = np.asarray(value)
     if value.shape[3:] not in ((), (3,)) or value.ndim < 3 or 0 in value.shape:
         raise ValueError(

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from nedm_ppl.plotting._images import image_grid, limits_of, outline
+from nedm_ppl.plotting._images import as_images, image_grid, limits_of, outline
 from nedm_ppl.plotting._shared import FORWARD, NULL, REVERSE, TRUTH, axes_of, one_axis
 
 __all__ = ["denoising_figure", "neighbors_figure", "network_figure", "spectrum_figure"]
@@ -40,6 +40,7 @@ def denoising_figure(
         ValueError: no images, or images of another shape.
     """
     panels = {"holdout": holdout, "noised": noised, "denoised": denoised, "samples": samples}
+    panels = {name: as_images(name, images) for name, images in panels.items()}
     axes = axes_of(axes, (4,), figsize=(10.0, 2.9))
     limits = limits_of(np.asarray(holdout)) if limits is None else limits
     for ax, (name, images), color in zip(axes, panels.items(), (TRUTH, FORWARD, REVERSE, REVERSE), strict=True):
@@ -65,7 +66,7 @@ def neighbors_figure(
     Raises:
         ValueError: no images, or images of another shape, or as many of one as not of the other.
     """
-    samples, nearest = np.asarray(samples), np.asarray(nearest)
+    samples, nearest = as_images("samples", samples), as_images("nearest", nearest)
     if samples.shape != nearest.shape:
         raise ValueError(f"nearest must have the shape of samples, {samples.shape}; got {nearest.shape}.")
     axes = np.reshape(axes_of(axes, (2, 1), figsize=(8.0, 16.0 / max(len(samples), 1) + 0.8)), (2, 1))
