@@ -17,6 +17,7 @@ from nedm_ppl._compat import Tracer
 
 __all__ = [
     "Count",
+    "DataWarning",
     "Shape",
     "Values",
     "as_count",
@@ -34,6 +35,10 @@ __all__ = [
 Count = SupportsInt
 Shape = SupportsInt | Sequence[SupportsInt]
 Values = ArrayLike | Sequence[Any]
+
+
+class DataWarning(UserWarning):
+    """Something about the data that will hurt a model of them, or about a model that these data are not for."""
 
 
 def as_count(name: str, value: Any, least: int = 1) -> int:

@@ -385,9 +385,6 @@ def test_bad_input():
     process = models.BernoulliDiffusion((3,), models.schedules.erasing(5))
     with pytest.raises(ValueError, match="base must be a mixture of bits of shape"):
         models.Diffusion(process, models.BitMixturePrediction(None, models.BitMixture(LOGITS, LOG_WEIGHTS)))
-    model = models.Diffusion(
-        models.BernoulliDiffusion((4,), models.schedules.erasing(6)),
-        models.MixturePrediction(models.BitPrediction(network), 2),
-    )
+    process = models.BernoulliDiffusion((4,), models.schedules.erasing(6))
     with pytest.raises(ValueError, match=r"network must return shape \(2, 2, 4\)"):
-        model.kernel(3, jnp.zeros((2, 4)))
+        models.Diffusion(process, models.MixturePrediction(models.BitPrediction(network), 2))

@@ -159,6 +159,15 @@ BITS = models.BernoulliDiffusion((2,), erasing(3))
             "network must return shape (2, 2) for one datum of shape (2,); got (2,).",
         ),
         (
+            lambda: models.Diffusion(PROCESS, models.VelocityPrediction(lambda t, x: x)),
+            "network must return shape (2, 2) for one datum of shape (2,); got (2,).",
+        ),
+        (
+            lambda: models.Diffusion(PROCESS, models.VelocityPrediction(lambda x: x, rank=1)),
+            "network must be a function (t, x) -> array of one datum, from shape (2,) to shape (3, 2), that JAX can trace; it "
+            "raised TypeError: ",
+        ),
+        (
             lambda: models.FlipRate(lambda t, x: x[:1])(BITS, 1, jnp.ones((3, 2))),
             "network must return shape (2,) for one datum of shape (2,); got (1,).",
         ),
@@ -210,7 +219,7 @@ def test_a_network_made_for_another_number_of_steps_is_refused(name):
         for kind in (models.DriftVariance, *PREDICTIONS.values()):
             with pytest.raises(ValueError, match=message):
                 models.Diffusion(models.GaussianDiffusion(shape, log_snr_linear(6)), kind(inner))
-            assert models.Diffusion(models.GaussianDiffusion(shape, log_snr_linear(4)), kind(inner)).num_steps == 4
+    assert models.Diffusion(models.GaussianDiffusion(shape, log_snr_linear(4)), kind(network)).num_steps == 4
 
 
 @pytest.mark.cases(1)

@@ -1,9 +1,9 @@
 """Models: schedules, the two diffusion processes, reverse kernels, and the NumPyro programs they make."""
 
+from nedm_ppl.arguments import DataWarning as DataWarning
 from nedm_ppl.models import networks as networks
 from nedm_ppl.models._correlated import JacobianCovariance as JacobianCovariance
 from nedm_ppl.models._correlated import correlated as correlated
-from nedm_ppl.models._default import DataWarning as DataWarning
 from nedm_ppl.models._default import diffusion_for as diffusion_for
 from nedm_ppl.models._diffusion import Diffusion as Diffusion
 from nedm_ppl.models._flow import DiffusionFlow as DiffusionFlow

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from nedm_ppl.arguments import Count, as_count, check_key, check_unmasked
+from nedm_ppl.arguments import Count, DataWarning, as_count, check_key, check_unmasked
 from nedm_ppl.models import networks
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models._units import GrayLevels, Labels, Standardize, Units
@@ -28,7 +28,7 @@ from nedm_ppl.models.reverse import (
     log_frequencies,
 )
 
-__all__ = ["IMAGE_STEPS", "KINDS", "TABLE_STEPS", "DataWarning", "checked_values", "diffusion_for", "kind_of"]
+__all__ = ["IMAGE_STEPS", "KINDS", "TABLE_STEPS", "checked_values", "diffusion_for", "kind_of"]
 
 KINDS = ("real", "levels", "bits")
 TABLE_STEPS, IMAGE_STEPS = 40, 200
@@ -36,10 +36,6 @@ FULL_RANK, SOME_RANK, MANY_COLUMNS = 16, 8, 32
 IMAGE_WIDTH = 32
 FEW_LEVELS, MOST_LEVELS, TENFOLD = 64, 256, 10.0
 FEW_ROWS, HEAVY, TIED_SHARE = 100, 20.0, 0.02
-
-
-class DataWarning(UserWarning):
-    """Something about the data that will hurt a model of them."""
 
 
 class Suited(NamedTuple):

@@ -102,6 +102,7 @@ class Diffusion(eqx.Module):
         if isinstance(self.reverse, Parameterization):
             self.reverse.check_process(self.process)
             self.reverse.check_num_steps(self.num_steps)
+            self.reverse.check_network(self.process)
         if self._own_levels not in (None, self.levels):
             raise ValueError("levels must be left to a LevelPrediction, which brings its own; got others beside it.")
         self.ending.check_process(self.process)

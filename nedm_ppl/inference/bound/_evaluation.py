@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
 from nedm_ppl.inference._devices import laid_out, on_all, rows_over
+from nedm_ppl.inference._far import warn_of_data
 from nedm_ppl.inference.bound._bound import BoundTerms, bound_terms, trajectory_terms
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.reverse._context import rows_of_context
@@ -49,6 +50,9 @@ def evaluate(
         Terms in nats, shape (N,), and (num_times, N) for the divergences. `Estimate.of(terms.total)` is the
         bound's mean with its standard error.
 
+    Warns:
+        DataWarning: data far too large for the model.
+
     Raises:
         ValueError: data that are masked, not finite, too large to square, of another shape or outside the model's support;
             numbers that are no counts; or an argument traced by JAX, where `bound_terms` serves.
@@ -75,6 +79,7 @@ def evaluate(
     check_unmasked("context", context)
     contexts = rows_of_context(diffusion, context, (len(x0),))
     x0, chain = np.asarray(diffusion.to_chain(x0)), on_all(diffusion.with_units(None), sharding)  # in float64, and once
+    warn_of_data(chain.process, x0)
     starts = range(0, len(x0), batch_size)
     batches = []
     for i, start in enumerate(tqdm(starts, desc="bound", unit="batch", disable=not progress)):

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
 from nedm_ppl.inference._devices import laid_out, on_all, rows_over
+from nedm_ppl.inference._far import warn_of_data
 from nedm_ppl.inference._named_arrays import (
     container,
     data_dims,
@@ -353,6 +354,7 @@ def marginal_log_likelihood(
     contexts = rows_of_context(diffusion, context, batch_shape)
     rows = min(batch_size, _few_sizes(most * len(flat)))
     on_chain = np.asarray(diffusion.to_chain(flat))
+    warn_of_data(diffusion.process, on_chain)
     sampler = _Sampler(rng_key, diffusion.with_units(None), on_chain, contexts, rows, memory_limit, sharding)
     log_weights, count = _draw_until(sampler, start, most, target_se, progress)
     log_weights = log_weights + np.float32(diffusion.log_jacobian)

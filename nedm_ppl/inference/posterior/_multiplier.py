@@ -96,6 +96,10 @@ class Multiplier(eqx.Module):
     def check(self, process: DiffusionProcess) -> None:
         """Raise a ValueError of one sentence where r cannot multiply data of this process."""
 
+    def surprise(self) -> float:
+        """How far an observation is from data of mean 0 and variance 1, in standard deviations of both; 0 where that is unknown."""
+        return 0.0
+
     def in_chain(self, units: Units, process: DiffusionProcess) -> "Multiplier":
         """The same function of the datum as the chain has it; closed forms stay closed.
 
@@ -221,6 +225,9 @@ class Known(Factorized):
     def _seen(self, power: ArrayLike) -> tuple[Array, Array]:
         return self.values, jnp.where(self.mask, jnp.inf, 0.0)
 
+    def surprise(self) -> float:
+        return _largest(self.values, self.mask)
+
     def in_chain(self, units: Units, process: DiffusionProcess) -> Multiplier:
         _check_event(self.values, process, "values")
         same = Known(units.shifted(self.values), self.mask)
@@ -279,6 +286,9 @@ class NormalObservation(Factorized):
         noise = jnp.square(self.scale) / jnp.maximum(power, jnp.finfo(float).eps)
         spread = jnp.sqrt(law.variance + noise)
         return jnp.where(self.mask, dist.Normal(law.mean, spread).log_prob(self.y), 0.0)
+
+    def surprise(self) -> float:
+        return _largest(self.y / jnp.sqrt(1.0 + jnp.square(self.scale)), self.mask)
 
     def in_chain(self, units: Units, process: DiffusionProcess) -> Multiplier:
         _check_event(self.y, process, "y")
@@ -411,6 +421,10 @@ class LinearObservation(Multiplier):
     def _log_mean(self, law: Distribution, power: ArrayLike) -> Array | None:
         product = self._times(law, power)
         return None if product is None else product.log_evidence
+
+    def surprise(self) -> float:
+        spread = jnp.sum(jnp.square(self.matrix), axis=tuple(range(1, self.matrix.ndim))) + jnp.diag(self.covariance)
+        return _largest(self.y / jnp.sqrt(spread), True)
 
     def in_chain(self, units: Units, process: DiffusionProcess) -> Multiplier:
         self.check(process)
@@ -605,6 +619,12 @@ def _constant(units: Units, process: DiffusionProcess, mask: Array) -> Constant:
     """What the density of observed coordinates is smaller by in the data's units than in the chain's."""
     log_scale = jnp.asarray(units.log_scale(process.event_shape), float)
     return Constant(-jnp.sum(jnp.where(mask, log_scale, 0.0)))
+
+
+def _largest(values: Array, mask: ArrayLike) -> float:
+    """The largest size of a value where the mask is true; 0 under a transformation of JAX, where nobody can know."""
+    sizes = jnp.where(mask, jnp.abs(values), 0.0)
+    return float(jnp.max(sizes)) if _concrete(sizes) else 0.0
 
 
 def _concrete(value: Any) -> bool:

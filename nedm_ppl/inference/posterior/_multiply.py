@@ -14,6 +14,7 @@ from collections.abc import Callable
 from jax import Array
 from jax.typing import ArrayLike
 
+from nedm_ppl.inference._far import warn_of_observation
 from nedm_ppl.inference.posterior._along import as_along
 from nedm_ppl.inference.posterior._multiplied import Along, MultipliedDiffusion
 from nedm_ppl.inference.posterior._multiplier import Multiplier, as_multiplier
@@ -39,6 +40,9 @@ def multiply(
             `lookahead` or a `Lookahead` with its options, `forward` (known coordinates alone), `unguided` (not at all), or a
             function $(t, x_t) \mapsto \log r_t(x_t)$ of one datum, for t in 1..T, in the chain's units.
 
+    Warns:
+        DataWarning: an observation of a Gaussian chain that is far from all data the model has seen.
+
     Raises:
         ValueError: r of another shape or for other data, an unknown `along`, or one that does not go with r.
 
@@ -58,4 +62,6 @@ def multiply(
         product, moving = product.in_chain(units, process), moving.in_chain(units, process).varying
     product.check(process)
     moving.check(process)
+    if not process.stationary().is_discrete:
+        warn_of_observation(max((factor.surprise() for factor in product.factors), default=0.0))
     return MultipliedDiffusion(diffusion, product, along.guide(moving, process), along)

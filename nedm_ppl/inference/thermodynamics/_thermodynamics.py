@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
+from nedm_ppl.arguments import Values
 from nedm_ppl.inference._named_arrays import UNBIASED, container, data_dims, dataset, described, per_unit
 from nedm_ppl.inference.bound._bound import BoundTerms
 from nedm_ppl.inference.likelihood._likelihood import LogLikelihood
@@ -197,7 +198,7 @@ def step_losses(terms: BoundTerms) -> StepLosses:
 
 
 def loss_bands(
-    terms: BoundTerms, process: DiffusionProcess, edges: ArrayLike = (-4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
+    terms: BoundTerms, process: DiffusionProcess, edges: Values = (-4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 ) -> LossBands:
     """What the bound loses in every band of log-SNR, whose sum is the bound's diffusion term: comparable across T and schedules.
 

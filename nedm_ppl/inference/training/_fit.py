@@ -6,6 +6,7 @@ killed and resumed ends where it would have ended.
 """
 
 import functools
+import inspect
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
 from nedm_ppl.inference._devices import gathered, rows_over
+from nedm_ppl.inference._far import FAR
 from nedm_ppl.inference.bound._bound import TrajectoryBound
 from nedm_ppl.inference.bound._evaluation import evaluate
 from nedm_ppl.inference.training._loop import Augmentation, Part, Program, State, advancing, described
@@ -209,7 +211,7 @@ def fit(
         averaged = with_parameters(chain, gathered(state.average, sharding))
         return _bound(key_eval, averaged, cast(Part, stop_on), plan.num_times, jacobian)
 
-    unit = _Unit(jacobian, _null(chain, train) + jacobian)
+    unit = _unit(chain, train, jacobian)
     state = _updated(state, advance, record, plan, look if stop_on else None, folder, unit, progress)
     trained = with_parameters(chain, gathered(state.average if stop_on is None else state.best, sharding))
     found = _bound(key_holdout, trained, report_on, plan.num_times, jacobian, progress) if report_on else None
@@ -219,10 +221,12 @@ def fit(
 
 
 class _Unit(NamedTuple):
-    """What bounds lack to be of data in their units, and the noise law's mean log likelihood there; nats."""
+    """What bounds lack to be of data in their units, and the noise law's mean log likelihood there, nats; what may repair a loss
+    that is not finite."""
 
     jacobian: float
     null: float
+    repair: str = "Lower the learning rate, or clip the gradient."
 
 
 def _updated(
@@ -239,7 +243,7 @@ def _updated(
     with tqdm(total=plan.num_updates, initial=record.step, desc="fit", unit="update", disable=not progress) as bar:
         while record.step < plan.num_updates and not record.stopped(plan.patience):
             count, start = min(plan.log_every, plan.num_updates - record.step), time.perf_counter()
-            state, bound = _finite(advance(state, record.step, count), record.step, folder, unit.jacobian)
+            state, bound = _finite(advance(state, record.step, count), record.step, folder, unit)
             record.add_steps(count, bound, time.perf_counter() - start)
             bar.update(count)
             bar.set_postfix_str(f"bound {bound * BITS:.3f} bits, null {unit.null * BITS:.3f}")
@@ -294,9 +298,28 @@ def with_parameters(diffusion: Diffusion, parameters: dict[str, Any]) -> Diffusi
 def _first_state(program: Program, svi: SVI, rng_key: Array, data: Part) -> State:
     state = program.first_state(svi, rng_key, data.rows(np.arange(program.batch_size)))
     parameters = svi.get_params(state)
+    hidden = hidden_arrays(program.diffusion)
     if not parameters:
-        raise ValueError("diffusion must have parameters to train; its reverse kernel has no floating-point arrays.")
+        held = f" {hidden}" if hidden else ""
+        raise ValueError(
+            f"diffusion must have parameters to train; its reverse kernel has no floating-point arrays.{held}"
+        )
+    if hidden:
+        warnings.warn(hidden, stacklevel=3)
     return State(state, parameters, parameters)
+
+
+def hidden_arrays(diffusion: Diffusion) -> str:
+    """A sentence that names a function inside the model which holds arrays where nothing finds them; empty where there is none."""
+    for function in filter(inspect.isfunction, jax.tree.leaves(diffusion)):
+        held = inspect.getclosurevars(function)
+        for name, value in (*held.nonlocals.items(), *held.globals.items()):
+            if any(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(value) if not inspect.ismodule(value)):
+                return (
+                    f"the function {function.__qualname__} holds the arrays of {name}, which are not trained: a function hides "
+                    "what it holds. Make it an equinox.Module with that as a field."
+                )
+    return ""
 
 
 def updates_for(num_data: int) -> tuple[int, int, int, int]:
@@ -336,11 +359,19 @@ def _rows(part: Part, order: np.ndarray) -> Part:
     return Part(part.x0.part(order), None if part.context is None else part.context[order])
 
 
-def _null(chain: Diffusion, train: Part) -> float:
-    """Mean log likelihood of the noise law, nats, on some of the data where they are not in memory; and a warning of scale."""
-    some = train.x0.some() if isinstance(train.x0, Streamed) else train.x0
-    _warn_of_scale(chain, some)
-    return float(np.mean(chain.null_log_prob(some)))
+def _unit(chain: Diffusion, train: Part, jacobian: float) -> _Unit:
+    """The unit of a run, from some of the data where they are not in memory; and a warning where their scale does not suit it."""
+    some = np.asarray(train.x0.some() if isinstance(train.x0, Streamed) else train.x0, np.float64)
+    unit = _Unit(jacobian, float(np.mean(chain.null_log_prob(some))) + jacobian)
+    mean, sd = float(some.mean()), float(some.std())
+    if not isinstance(chain.process, GaussianDiffusion) or (0.5 < sd**2 < 2.0 and abs(mean) < 0.5):
+        return unit
+    said = f"mean {mean:.4g} and variance {sd**2:.4g}. Give the model units=models.Standardize.of(data)."
+    warnings.warn(
+        f"data should have pooled mean 0 and variance 1 for a GaussianDiffusion; they have {said}", stacklevel=3
+    )
+    large = max(abs(mean), sd) > FAR
+    return unit._replace(repair=f"The data's scale may be the cause: they have {said}") if large else unit
 
 
 def _record(rng_key: Array, program: Program, train: Part, validation: Part | None, plan: _Plan) -> TrainingRecord:
@@ -357,17 +388,15 @@ def _record(rng_key: Array, program: Program, train: Part, validation: Part | No
     )
 
 
-def _finite(after: tuple[State, Array, Array], first: int, folder: Path | None, jacobian: float) -> tuple[State, float]:
+def _finite(after: tuple[State, Array, Array], first: int, folder: Path | None, unit: _Unit) -> tuple[State, float]:
     """The state and the mean bound of its last updates, nats, in the data's units; a NonFiniteLossError where either is lost."""
     state, losses, bad = after[0], np.asarray(after[1]), ~np.isfinite(np.asarray(after[1]))
     if not after[2] or bad.any():
         at = int(np.argmax(bad)) if bad.any() else len(losses) - 1
         what = f"the loss was {losses[at]}" if bad.any() else "the weights were no longer finite"
         kept = "" if folder is None else f" The last checkpoint in {folder} is intact."
-        raise NonFiniteLossError(
-            f"{what} at step {first + at + 1}. Lower the learning rate, or clip the gradient.{kept}"
-        )
-    return state, jacobian - float(losses.mean())
+        raise NonFiniteLossError(f"{what} at step {first + at + 1}. {unit.repair}{kept}")
+    return state, unit.jacobian - float(losses.mean())
 
 
 def _bound(
@@ -413,13 +442,3 @@ def _streamed_part(diffusion: Diffusion, name: str, source: Any, context: ArrayL
     diffusion.with_units(None).check_data(rows.some())
     contexts = rows_of_context(diffusion, context, (len(rows),))
     return Part(rows, contexts)
-
-
-def _warn_of_scale(diffusion: Diffusion, data: np.ndarray) -> None:
-    mean, sd = float(data.mean()), float(data.std())
-    if isinstance(diffusion.process, GaussianDiffusion) and not (0.5 < sd**2 < 2.0 and abs(mean) < 0.5):
-        warnings.warn(
-            f"data should have pooled mean 0 and variance 1 for a GaussianDiffusion; they have mean {mean:.4g} and variance "
-            f"{sd**2:.4g}. Give the model units=models.Standardize.of(data).",
-            stacklevel=4,
-        )

@@ -24,11 +24,12 @@ from jax.typing import ArrayLike
 from numpyro.distributions import Distribution
 
 from nedm_ppl._compat import Tracer
+from nedm_ppl.files import shortened
 from nedm_ppl.laws._low_rank import LowRankNormal
 from nedm_ppl.models.chain._gaussian import GaussianDiffusion
 from nedm_ppl.models.chain._process import DiffusionProcess
 from nedm_ppl.models.networks import TimedNetwork
-from nedm_ppl.models.reverse._context import bind, held_by_rows
+from nedm_ppl.models.reverse._context import bind, conditionals, held_by_rows
 
 __all__ = [
     "DataPrediction",
@@ -81,6 +82,28 @@ class Parameterization(eqx.Module):
                     f"network must be made for the {num_steps} steps of the schedule; got {type(node).__name__} for "
                     f"{node.num_steps}. Build it with num_steps={num_steps}, or use models.respace for a chain with fewer steps."
                 )
+
+    def check_network(self, process: DiffusionProcess) -> None:
+        """Raise a ValueError where the network takes no datum of the process, or returns another shape than is wanted of it.
+
+        Nothing is computed. A network that holds a batch of contexts is checked when it is applied to as many data."""
+        if any(jnp.ndim(node.context) != node.context_dim for node in conditionals(self)):
+            return
+        shape, wanted = process.event_shape, self.output_shape(process.event_shape)
+
+        def traced(own: Parameterization, t: Array, x: Array) -> None:
+            own(process, t, x)
+
+        time, datum = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct(shape, jnp.result_type(float))
+        try:
+            eqx.filter_eval_shape(traced, self, time, datum)
+        except Exception as error:  # whatever a user's function raises
+            if isinstance(error, ValueError) and str(error).startswith("network must return"):
+                raise
+            raise ValueError(
+                f"network must be a function (t, x) -> array of one datum, from shape {shape} to shape {wanted}, that JAX can "
+                f"trace; it raised {type(error).__name__}: {shortened(str(error).strip().partition(chr(10))[0], 200)}"
+            ) from error
 
     def _output(self, process: DiffusionProcess, t: ArrayLike, x: Array) -> Array:
         return map_network(self.network, t, x, process.event_shape, self.output_shape(process.event_shape))
