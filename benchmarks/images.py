@@ -24,8 +24,9 @@ import numpy as np
 import optax
 from PIL import Image
 
-from nedm_ppl import data, experiments, inference, models
-from nedm_ppl.experiments._picture_data import SIZE, larger_places
+from nedm_ppl import data, inference, models
+from nedm_ppl.experiments._picture_data import SIZE, larger_places, of_photographs
+from nedm_ppl.experiments._picture_data import leaves as leaves_of
 from nedm_ppl.experiments._picture_figures import inpainting
 from nedm_ppl.inference import Estimate
 
@@ -34,7 +35,7 @@ BITS = np.log(2.0)
 
 def leaves(model: Path, file: Path, num_times: int) -> dict[str, Any]:
     """K of 32 x 32 crops in bits per pixel; the error is over whole images."""
-    diffusion, split = models.Diffusion.load(model), experiments.choose("dead-leaves", path=file).data(0)
+    diffusion, split = models.Diffusion.load(model), leaves_of(file, 0)
     terms = inference.evaluate(jax.random.key(0), diffusion, split.holdout, num_times=num_times, progress=True)
     each = np.asarray(terms.total, np.float64) / (BITS * SIZE**2)
     return {"K": str(Estimate.of(each.reshape(20, -1).mean(axis=1)))}
@@ -42,7 +43,7 @@ def leaves(model: Path, file: Path, num_times: int) -> dict[str, Any]:
 
 def photographs(model: Path, num_times: int) -> dict[str, Any]:
     """Bits per dimension of the two held-out photographs' crops, apart and together."""
-    diffusion, split = models.Diffusion.load(model), experiments.choose("photographs").data(0)
+    diffusion, split = models.Diffusion.load(model), of_photographs(None, 0)
     terms = inference.evaluate(jax.random.key(0), diffusion, split.holdout, num_times=num_times, progress=True)
     ours = -np.asarray(terms.total, np.float64) / (BITS * split.holdout[0].size)
     gaussian = gaussian_bits(split.train, split.validation, split.holdout)

@@ -117,9 +117,13 @@ class Pictures:
         }
 
     def data(self, seed: int) -> Split:
-        """What `load` reads, and at most so many images to look at while training."""
+        """What `load` reads, with what is looked at while training and what is held out in an order of chance, so that the first
+        of them are like all."""
         split = self.load(self.path, seed)
-        return replace(split, validation=None if split.validation is None else split.validation[:NUM_VALIDATION])
+        rng = np.random.default_rng(0)
+        holdout = split.holdout[rng.permutation(len(split.holdout))]
+        assert split.validation is not None
+        return replace(split, validation=rng.permutation(split.validation)[:NUM_VALIDATION], holdout=holdout)
 
     def experiment(self) -> Experiment:
         """As `nedm run` runs it."""
@@ -145,10 +149,14 @@ class Pictures:
             of_options=self.of_options,
         )
 
-    def about(self, result: Result) -> dict[str, Any]:
-        """Size and network; what gray levels cost without a loss, where they have probabilities; where the bound loses its bits."""
+    def options(self) -> dict[str, Any]:
+        """What the run was told, by which its data are found again."""
         data = None if self.path is None else str(self.path.absolute())
-        about: dict[str, Any] = {"network": self.network, "full": self.full, "data": data}
+        return {"network": self.network, "full": self.full, "data": data}
+
+    def about(self, result: Result) -> dict[str, Any]:
+        """What the run was told; what gray levels cost without a loss, where they have probabilities; where the bound loses its bits."""
+        about = self.options()
         bound, nats = result.metrics["bound"], self.size * math.log(2.0)
         if self.has_levels:
             about["bits_per_dim_discrete"] = {"mean": -bound["mean"], "se": bound["se"]}
