@@ -155,7 +155,7 @@ class Pictures:
         return {"network": self.network, "full": self.full, "data": data}
 
     def about(self, result: Result) -> dict[str, Any]:
-        """What the run was told; what gray levels cost without a loss, where they have probabilities; where the bound loses its bits."""
+        """What the run was told; what gray levels cost without a loss, where they have one; where the bound loses its bits."""
         about = self.options()
         bound, nats = result.metrics["bound"], self.size * math.log(2.0)
         if self.has_levels:
