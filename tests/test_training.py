@@ -126,6 +126,10 @@ def test_every_datum_is_seen_once_an_epoch_and_a_resumed_stream_is_the_same_stre
     assert sorted(rows[:3].ravel()) == sorted(rows[3:].ravel()) == list(range(12))
     assert not np.array_equal(rows[:3], rows[3:])
     np.testing.assert_array_equal(_minibatches(3, 12, 4, 2, 4), rows[2:])
+    few = _minibatches(3, 5, 8, 0, 6)
+    assert few.shape == (6, 8) and all(np.bincount(row, minlength=5).tolist().count(2) == 3 for row in few)
+    assert len({row.tobytes() for row in few}) > 3
+    np.testing.assert_array_equal(_minibatches(3, 5, 8, 2, 4), few[2:])
 
 
 def test_augmentation_is_fresh_noise_for_every_minibatch():

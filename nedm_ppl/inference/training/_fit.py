@@ -88,13 +88,13 @@ class _Plan(NamedTuple):
     evaluate_every: int
     checkpoint_every: int
 
-    def checked(self, num_data: int, is_kept: bool, resume: bool, is_validated: bool) -> "_Plan":
-        """Whole numbers, and a batch no larger than the data; a ValueError where they do not suit each other."""
+    def checked(self, is_kept: bool, resume: bool, is_validated: bool) -> "_Plan":
+        """Whole numbers; a ValueError where they do not suit each other."""
         least = {"num_updates": 1, "batch_size": 1, "log_every": 1, "evaluate_every": 1, "checkpoint_every": 1}
         values: dict[str, Any] = {n: as_count(n, getattr(self, n), least=of) for n, of in least.items()}
         for name, of in (("num_times", 1), ("patience", 0)):
             values[name] = None if getattr(self, name) is None else as_count(name, getattr(self, name), least=of)
-        plan = self._replace(**values | {"batch_size": min(values["batch_size"], num_data)})
+        plan = self._replace(**values)
         if not 0.0 <= plan.average_decay < 1.0:
             raise ValueError(f"average_decay must lie in [0, 1); got {plan.average_decay:g}.")
         if resume and not is_kept:
@@ -146,7 +146,8 @@ def fit(
             By default the model is trained with the context it is given.
         num_updates: Optimizer updates. None chooses them by N, keeps a tenth of the data out where no validation is given, and
             stops where that part's bound no longer rises; what was chosen is printed with the bar.
-        batch_size: Data per step; at most N are used. By default 128, and 512 where more than 5,000 data choose the updates.
+        batch_size: Data per step, at most N. By default 128, and 512 where more than 5,000 data choose the updates; fewer data than
+            that come several times in a step, so that runs on few data share a compiled loop.
         optimizer: Any optax transformation; by default Adam with a cosine decay from 1e-3 and gradients clipped at norm 1.
         objective: A NumPyro objective; by default `TrajectoryBound()`, one step of the chain per datum.
         average_decay: Decay of the exponential moving average of the weights, which is what is returned; 0 returns the last.
@@ -189,13 +190,15 @@ def fit(
     check_concrete("fit", "numpyro's SVI with inference.TrajectoryBound", rng_key, diffusion, data, context)
     train = cast(Part, _part(diffusion, "", data, context, context))
     stop_on = _part(diffusion, "validation", validation, validation_context, context)
+    usual: Count = 128
     if num_updates is None:
         train, stop_on, unsaid = _unsaid(rng_key, train, stop_on, batch_size, progress)
-        num_updates, batch_size, evaluate_every, patience = unsaid
+        num_updates, usual, evaluate_every, patience = unsaid
     report_on = _part(diffusion, "holdout", holdout, holdout_context, context)
     every = log_every, evaluate_every, checkpoint_every
-    numbers: Any = num_updates, 128 if batch_size is None else batch_size, average_decay, num_times, patience, *every
-    plan = _Plan(*numbers).checked(len(train.x0), checkpoint is not None, resume, stop_on is not None)
+    batch_size = usual if batch_size is None else min(as_count("batch_size", batch_size), len(train.x0))
+    numbers: Any = num_updates, batch_size, average_decay, num_times, patience, *every
+    plan = _Plan(*numbers).checked(checkpoint is not None, resume, stop_on is not None)
     chain, jacobian = diffusion.with_units(None), diffusion.log_jacobian
 
     key_init, key_data, key_eval, key_holdout = jax.random.split(rng_key, 4)
@@ -296,7 +299,7 @@ def with_parameters(diffusion: Diffusion, parameters: dict[str, Any]) -> Diffusi
 
 
 def _first_state(program: Program, svi: SVI, rng_key: Array, data: Part) -> State:
-    state = program.first_state(svi, rng_key, data.rows(np.arange(program.batch_size)))
+    state = program.first_state(svi, rng_key, data.rows(np.arange(program.batch_size) % len(data.x0)))
     parameters = svi.get_params(state)
     hidden = hidden_arrays(program.diffusion)
     if not parameters:
@@ -347,7 +350,7 @@ def _unsaid(
     if progress:
         out = "" if stop_on is None else f"; stops where {len(stop_on.x0):,} data that are kept out say so"
         tqdm.write(
-            f"training: at most {updates:,} updates of {min(int(batch_size), len(train.x0))} of {len(train.x0):,} data{out}"
+            f"training: at most {updates:,} updates of {int(batch_size)} of {len(train.x0):,} data{out}"
         )
     return train, stop_on, (updates, batch_size, every, None if stop_on is None else patience)
 

@@ -26,7 +26,7 @@ from nedm_ppl.models._diffusion import Diffusion
 __all__ = ["Augmentation", "Part", "Program", "State", "advancing", "convolves", "described"]
 
 Augmentation = Callable[..., Any]
-KEPT = 4  # compiled loops; a longer list would keep the memory of runs that do not come again
+KEPT = 8  # compiled loops; a longer list would keep the memory of runs that do not come again
 
 
 class Part(NamedTuple):
@@ -184,7 +184,12 @@ def _permutation(seed: int, epoch: int, num_data: int) -> np.ndarray:
 
 
 def _minibatches(seed: int, num_data: int, batch_size: int, first: int, count: int) -> np.ndarray:
-    """Row numbers of minibatches first..first + count - 1: epochs of one permutation each, the remainder left out."""
+    """Row numbers of minibatches first..first + count - 1: epochs of one permutation each, the remainder left out.
+
+    Of fewer data than a minibatch each has its own permutation, over and over."""
+    if num_data < batch_size:
+        orders = (np.random.default_rng([seed, batch]).permutation(num_data) for batch in range(first, first + count))
+        return np.stack([np.resize(order, batch_size) for order in orders])
     per_epoch = num_data // batch_size
     rows = np.empty((count, batch_size), np.int64)
     for epoch in range(first // per_epoch, (first + count - 1) // per_epoch + 1):
