@@ -19,7 +19,14 @@ from scipy import stats
 from nedm_ppl import inference, models
 from nedm_ppl.inference import LogLikelihood, marginal_log_likelihood
 from nedm_ppl.inference import _named_arrays as named_arrays
-from nedm_ppl.inference.likelihood import _likelihood, k_threshold, pareto_k, trajectory_log_weight, upper_spread
+from nedm_ppl.inference.likelihood import (
+    _likelihood,
+    _weights,
+    k_threshold,
+    pareto_k,
+    trajectory_log_weight,
+    upper_spread,
+)
 from nedm_ppl.inference.likelihood._likelihood import _draw
 from nedm_ppl.inference.likelihood._weights import _accurate_sum, plan
 from nedm_ppl.models.chain.schedules import FixedSchedule, _derived, erasing, log_snr_linear
@@ -261,7 +268,15 @@ def big_model(num_steps: int) -> models.Diffusion:
     return models.Diffusion(process, models.DataPrediction(network))
 
 
-def test_the_compiled_program_keeps_to_the_limit_whatever_the_number_of_steps():
+def test_the_compiled_program_keeps_to_the_limit_whatever_the_number_of_steps(monkeypatch):
+    if jax.default_backend() == "cpu":
+        assert [plan(big_model(100), rows, 2**40) for rows in (1, 3, 64, 1000)] == [
+            (1, 64),
+            (3, 21),
+            (64, 1),
+            (1000, 1),
+        ]
+    monkeypatch.setattr(_weights, "CPU_ROWS", 10**9)
     taken = {}
     for num_steps in (100, 1000):
         rows, chunk = plan(big_model(num_steps), 256, 2**22)

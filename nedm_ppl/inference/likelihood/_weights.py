@@ -36,6 +36,9 @@ from nedm_ppl.models._diffusion import Diffusion
 
 __all__ = ["draw_log_weights", "plan", "trajectory_log_weight"]
 
+# States evaluated together on a CPU. One trajectory gains by many steps at a time, and 64 trajectories keep its cores busy with one.
+CPU_ROWS = 64
+
 
 def trajectory_log_weight(diffusion: Diffusion, x0: Array, path: Array, *, chunk_size: Count | None = None) -> Array:
     r"""$\log w = \log p(x_{0..T}) - \log q(x_{1..T} | x_0)$ of given trajectories: minus the paper's work.
@@ -119,7 +122,8 @@ def plan(diffusion: Diffusion, num_rows: int, memory_limit: int) -> tuple[int, i
         memory_limit: Bytes of working memory, beyond the model's own arrays.
 
     Returns:
-        (rows, chunk_size): as many rows as asked for, if one step of all of them fits, and then as many steps as fit.
+        (rows, chunk_size): as many rows as asked for, if one step of all of them fits, and then as many steps as fit; on a CPU no
+        more steps than keep its cores busy, because what is evaluated together must fit its caches.
 
     Raises:
         ValueError: one step of one trajectory does not fit.
@@ -140,6 +144,8 @@ def plan(diffusion: Diffusion, num_rows: int, memory_limit: int) -> tuple[int, i
             f"got {memory_limit}."
         )
     chunk = (memory_limit - fixed - rows * per_row) // max(1, per_step + rows * per_both)
+    if jax.default_backend() == "cpu":
+        chunk = min(chunk, max(1, CPU_ROWS // rows))
     return rows, max(1, min(chunk, longest))
 
 
