@@ -119,7 +119,7 @@ def step(num_updates: int, rounds: int, batch: int) -> dict[str, Any]:
     shape, last = (SIZE, SIZE, 3), 1000
     sizes = {"depth": 6, "width": 100, "dense_width": 1000, "dense_outputs": 5, "upper_depth": 4, "upper_width": 100}
     network = models.networks.MultiScaleNetwork(shape, (2, *shape), last, **sizes, key=jax.random.key(0))
-    process = models.GaussianDiffusion(shape, models.schedules.paper(last, first_rate=1e-3))
+    process = models.GaussianDiffusion(shape, models.schedules.erasing(last, first_rate=1e-3))
     diffusion = models.Diffusion(process, models.DriftVariance(network))
     x0 = np.random.default_rng(0).normal(size=(256, *shape)).astype(np.float32)
     optimizer = optax.rmsprop(1e-3)
@@ -137,7 +137,7 @@ def step(num_updates: int, rounds: int, batch: int) -> dict[str, Any]:
             progress=False,
         )
 
-    theirs = torch_update(sizes, np.asarray(process.schedule.betas, np.float64), x0, batch)
+    theirs = torch_update(sizes, np.asarray(process.schedule.rates, np.float64), x0, batch)
     ours(2), theirs(2)
     seconds: dict[str, list[float]] = {"ours": [], "PyTorch": []}
     for _ in range(rounds):
