@@ -36,7 +36,7 @@ from nedm_ppl.models._diffusion import Diffusion
 
 __all__ = ["draw_log_weights", "plan", "trajectory_log_weight"]
 
-# States evaluated together on a CPU. One trajectory gains by many steps at a time, and 64 trajectories keep its cores busy with one.
+# States evaluated together on a CPU: one trajectory gains by many steps at a time, and 64 keep its cores busy with one.
 CPU_ROWS = 64
 
 

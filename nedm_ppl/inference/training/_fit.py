@@ -349,9 +349,7 @@ def _unsaid(
         updates = int(np.clip(updates * usual // as_count("batch_size", batch_size), LEAST_UPDATES, MOST_UPDATES))
     if progress:
         out = "" if stop_on is None else f"; stops where {len(stop_on.x0):,} data that are kept out say so"
-        tqdm.write(
-            f"training: at most {updates:,} updates of {int(batch_size)} of {len(train.x0):,} data{out}"
-        )
+        tqdm.write(f"training: at most {updates:,} updates of {int(batch_size)} of {len(train.x0):,} data{out}")
     return train, stop_on, (updates, batch_size, every, None if stop_on is None else patience)
 
 
