@@ -1,7 +1,10 @@
 """Rows laid over devices: the same numbers as on one. In processes of their own, because JAX counts its devices once."""
 
+import socket
 import subprocess
 import sys
+
+import pytest
 
 PROGRAM = """
 import equinox as eqx, jax, numpy as np
@@ -92,6 +95,60 @@ for wrong, said in ((over(3), "multiple of the 3 devices"), (jax.sharding.Single
     else:
         raise AssertionError(said)
 """
+
+
+TOGETHER = """
+import sys
+import jax
+
+rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
+import equinox as eqx, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from nedm_ppl import data, inference, models
+
+assert jax.process_count() == 2 and len(jax.devices()) == 2 and len(jax.local_devices()) == 1
+x, key = data.swiss_roll(0, 300), jax.random.key(0)
+network = models.networks.ResidualMLP((2,), (2, 2), 5, width=8, depth=1, key=key)
+process = models.GaussianDiffusion(2, models.schedules.log_snr_linear(5))
+diffusion = models.Diffusion(process, models.VelocityPrediction(network), first_step="learned")
+both = NamedSharding(Mesh(np.array(jax.devices()), ("rows",)), PartitionSpec("rows"))
+options = dict(num_updates=20, batch_size=16, log_every=5, checkpoint_every=10, progress=False)
+
+
+def close(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
+
+
+alone = inference.fit(key, diffusion, x, **options)
+together = inference.fit(key, diffusion, x, sharding=both, checkpoint=folder, **options)
+again = inference.fit(key, diffusion, x, sharding=both, checkpoint=folder, resume=True, **options)
+for found in (together, again):
+    close(alone.history, found.history)
+    close(*(jax.tree.map(np.asarray, eqx.filter(f.diffusion, eqx.is_array)) for f in (alone, found)))
+of = [inference.evaluate(key, alone.diffusion, x, num_times=2, batch_size=64, sharding=on) for on in (None, both)]
+close(*of)
+of = [inference.marginal_log_likelihood(key, alone.diffusion, x[:5], num_trajectories=4, sharding=on) for on in (None, both)]
+close(of[0].log_weights, of[1].log_weights)
+"""
+
+
+@pytest.mark.long
+def test_two_processes_give_the_numbers_of_one_and_write_one_checkpoint(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-c", TOGETHER]
+    running = [
+        subprocess.Popen([*command, str(rank), port, tmp_path / "run"], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in running:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    assert sorted(path.name for path in (tmp_path / "run" / "steps").iterdir()) == ["10", "20"]
 
 
 def test_particles_over_two_devices_are_those_of_one(monkeypatch):

@@ -5,9 +5,10 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-__all__ = ["gathered", "laid_out", "on_all", "rows_over"]
+__all__ = ["fetched", "gathered", "laid_out", "on_all", "rows_over", "wait_for_all"]
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ def laid_out(tree: T, sharding: Sharding | None, axis: int = 0) -> T:
         return tree
     assert isinstance(sharding, NamedSharding)
     spec = PartitionSpec(*(None,) * axis, *sharding.spec)
-    return jax.device_put(tree, NamedSharding(sharding.mesh, spec))
+    return _put(tree, NamedSharding(sharding.mesh, spec))
 
 
 def on_all(tree: T, sharding: Sharding | None) -> T:
@@ -46,7 +47,36 @@ def on_all(tree: T, sharding: Sharding | None) -> T:
         return tree
     assert isinstance(sharding, NamedSharding)
     arrays, static = eqx.partition(tree, eqx.is_array)
-    return eqx.combine(jax.device_put(arrays, NamedSharding(sharding.mesh, PartitionSpec())), static)
+    return eqx.combine(_put(arrays, NamedSharding(sharding.mesh, PartitionSpec())), static)
+
+
+def _put(tree: T, sharding: NamedSharding) -> T:
+    """Arrays, which every process has, as a sharding lays them out; over the devices of other processes too."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(put, tree)
+
+
+def wait_for_all(what: str) -> None:
+    """Wait until every process is here; nothing where there is one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def fetched(array: jax.Array) -> np.ndarray:
+    """An array's values, from the devices of all processes."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def gathered(tree: T, sharding: Sharding | None) -> T:

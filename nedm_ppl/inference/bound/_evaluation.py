@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
-from nedm_ppl.inference._devices import laid_out, on_all, rows_over
+from nedm_ppl.inference._devices import fetched, laid_out, on_all, rows_over
 from nedm_ppl.inference._far import warn_of_data
 from nedm_ppl.inference.bound._bound import BoundTerms, bound_terms, trajectory_terms
 from nedm_ppl.models._diffusion import Diffusion
@@ -89,7 +89,7 @@ def evaluate(
         batch = laid_out((jnp.asarray(x0[filled]), None if contexts is None else contexts[filled]), sharding)
         key = on_all(jax.random.fold_in(rng_key, i), sharding)
         terms = _bound_terms(key, chain, *batch, num_times, whole_trajectories)
-        batches.append([np.asarray(term)[..., : np.sum(rows < len(x0))] for term in terms])
+        batches.append([fetched(term)[..., : np.sum(rows < len(x0))] for term in terms])
     found = BoundTerms(*(jnp.asarray(np.concatenate(term, axis=-1)) for term in zip(*batches, strict=True)))
     return found if diffusion.units is None else found._replace(first_step=found.first_step + diffusion.log_jacobian)
 

@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from nedm_ppl.arguments import Count, as_count, check_concrete, check_key, check_kind, check_unmasked, whole
-from nedm_ppl.inference._devices import laid_out, on_all, rows_over
+from nedm_ppl.inference._devices import fetched, laid_out, on_all, rows_over
 from nedm_ppl.inference._far import warn_of_data
 from nedm_ppl.inference._named_arrays import (
     container,
@@ -448,7 +448,7 @@ class _Sampler:
             datum, particle = data[place % len(data)], first + place // len(data)
             drawn_from = laid_out((self.x0[datum], datum, particle), self.sharding)
             drawn = _draw(self.rng_key, self._given(datum), *drawn_from, self.chunk)
-            log_weights[start:stop] = np.asarray(drawn)[: stop - start]
+            log_weights[start:stop] = fetched(drawn)[: stop - start]
             bar.update(stop - start)
         return log_weights.reshape(num, len(data))
 

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 
 from nedm_ppl.files import OutputError, reason, shortened, write_json
+from nedm_ppl.inference._devices import wait_for_all
 from nedm_ppl.numbers import Estimate
 
 __all__ = ["CheckpointError", "TrainingRecord"]
@@ -118,11 +119,13 @@ class TrainingRecord:
         self._description["arrays"] = [[list(leaf.shape), str(leaf.dtype)] for leaf in _leaves(state)]
         file = folder / DESCRIPTION
         used = folder.exists() and any(path.name not in BEGUN for path in folder.iterdir())
+        wait_for_all("the checkpoint folder was looked into")  # before the first of several processes writes there
         if used and not resume:
             raise CheckpointError(f"checkpoint folder {folder} is not empty; pass resume=True, or name another folder.")
         if not used:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(file, self._description)
+            if jax.process_index() == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(file, self._description)
             return state
         if not file.exists():
             raise CheckpointError(f"checkpoint folder {folder} holds no training run: {DESCRIPTION} is missing.")
@@ -142,7 +145,7 @@ class TrainingRecord:
         arrays |= {"step": np.asarray(self.step), "seconds": np.asarray(self.seconds, np.float64)}
         try:
             write_arrays(folder / STEPS / str(self.step), arrays)
-            for step in _steps(folder / STEPS)[:-KEPT]:
+            for step in _steps(folder / STEPS)[:-KEPT] if jax.process_index() == 0 else ():
                 shutil.rmtree(folder / STEPS / str(step))
         except OSError as error:
             raise OutputError(
@@ -170,8 +173,9 @@ class TrainingRecord:
     def _read(self, steps: Path, state: Any) -> Any:
         from nedm_ppl.inference.training._state_arrays import read_arrays
 
-        for path in steps.glob(f"*{UNFINISHED}*") if steps.exists() else ():  # of a run killed while it wrote
-            shutil.rmtree(path, ignore_errors=True)
+        if jax.process_index() == 0:
+            for path in steps.glob(f"*{UNFINISHED}*") if steps.exists() else ():  # of a run killed while it wrote
+                shutil.rmtree(path, ignore_errors=True)
         written = _steps(steps)
         if not written:
             return state

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -69,6 +70,8 @@ class _Arrays(ocp.CheckpointHandler):
 
     def save(self, directory: Any, args: "_SaveArrays") -> None:
         folder = Path(directory)
+        if jax.process_index():  # the first process alone writes
+            return
         with whole(folder / ARRAYS) as stream:
             stream.write(npz(args.arrays))
         with open(folder / ARRAYS, "rb") as file, whole(folder / DIGEST) as stream:
