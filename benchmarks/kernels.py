@@ -1,12 +1,13 @@
 r"""Kernels that know how coordinates go together, against those that do not, where the truth is exact.
 
-Run from the repository with `python -m benchmarks.kernels exact | trained | sampling`. Data are mixtures of isotropic Gaussians, so
-that log p and every conditional moment are known: the swiss roll (as 400 narrow components along it), five Gaussians in 8
-coordinates, and 400 smooth curves with noise in 16. The schedule is log-SNR from log 999 to -6, the first step learned.
+Run from the repository with `python -m benchmarks.kernels exact | trained | sampling | cost`. Data are mixtures of isotropic
+Gaussians, so that log p and every conditional moment are known: the swiss roll (as 400 narrow components along it), five Gaussians
+in 8 coordinates, and 400 smooth curves with noise in 16. The schedule is log-SNR from log 999 to -6, the first step learned.
 
 - `exact`: kernels of the exact moments, diagonal, full, and by the Jacobian of the exact mean (full, and of rank 4);
 - `trained`: VelocityPrediction of one network and budget, diagonal, of rank 4, and full, against the truth, paired;
-- `sampling`: log p by importance sampling at T = 10 with 256 trajectories.
+- `sampling`: log p by importance sampling at T = 10 with 256 trajectories;
+- `cost`: what a training step of rank 4 takes, over one of independent coordinates.
 
 A gap is log p - log w of whole trajectories in the mean, with its standard error over the data.
 """
@@ -197,16 +198,64 @@ def sampling(num_data: int = 200) -> None:
             print(json.dumps({"data": name, "kernel": kernel, "short": short.mean(), "se": se(short)}), flush=True)
 
 
+def cost(rounds: int = 5, num_updates: int = 20) -> None:
+    """Seconds of an update by rank over that of independent coordinates, in turns: 64 coordinates, and images of 32 x 32."""
+    cases = {
+        "D = 64, residual network": (
+            lambda shape, key: models.networks.ResidualMLP((64,), shape, 40, key=key),
+            (64,),
+            128,
+        ),
+        "D = 1,024, residual network": (
+            lambda shape, key: models.networks.ResidualMLP((1024,), shape, 40, key=key),
+            (1024,),
+            128,
+        ),
+        "D = 1,024, U-Net of width 16": (
+            lambda shape, key: models.networks.UNet((32, 32), shape, 40, width=16, key=key),
+            (32, 32),
+            16,
+        ),
+    }
+    optimizer = optax.adam(1e-3)
+    for name, (network, event, batch) in cases.items():
+        process = models.GaussianDiffusion(event, models.schedules.log_snr_linear(40))
+        x0 = np.random.default_rng(0).normal(size=(512, *event)).astype(np.float32)
+        made = {
+            rank: models.Diffusion(
+                process,
+                models.VelocityPrediction(network((2 + rank, *event), jax.random.key(0)), rank=rank),
+                first_step="learned",
+            )
+            for rank in (0, 4)
+        }
+
+        def seconds(rank: int, updates: int, made: Any = made, x0: Any = x0, batch: int = batch) -> float:
+            options = {"batch_size": batch, "optimizer": optimizer, "log_every": num_updates, "progress": False}
+            start = time.perf_counter()
+            inference.fit(jax.random.key(1), made[rank], x0, num_updates=updates, **options)
+            return time.perf_counter() - start
+
+        for rank in made:
+            seconds(rank, num_updates)
+        of: dict[int, list[float]] = {rank: [] for rank in made}
+        for _ in range(rounds):
+            for rank in made:
+                once, thrice = seconds(rank, num_updates), seconds(rank, 3 * num_updates)
+                of[rank].append((thrice - once) / (2 * num_updates))
+        ratio = np.median(np.array(of[4]) / np.array(of[0]))
+        print(f"{name}: rank 4 takes {ratio:.2f} of {1e3 * np.median(of[0]):.1f} ms", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=["exact", "trained", "sampling"])
+    parser.add_argument("part", choices=["exact", "trained", "sampling", "cost"])
     parser.add_argument("--updates", type=int, default=10_000)
     parser.add_argument("--data", type=int, default=4_000)
     parser.add_argument("--only", default="", help="a part of a data set's name")
     args = parser.parse_args()
-    {"exact": lambda: exact(args.data, args.only), "trained": lambda: trained(args.updates), "sampling": sampling}[
-        args.part
-    ]()
+    parts = {"exact": lambda: exact(args.data, args.only), "trained": lambda: trained(args.updates)}
+    (parts | {"sampling": sampling, "cost": cost})[args.part]()
 
 
 if __name__ == "__main__":
