@@ -71,6 +71,7 @@ def test_values_whose_squares_overflow_are_refused(name, size):
         TAKE_DATA[name](np.where(np.arange(12).reshape(6, 2) == 3, size, DATA))
 
 
+@pytest.mark.filterwarnings("ignore:x0 should be in the units of the model")
 def test_values_as_large_as_are_taken_have_finite_bounds_and_flagged_likelihoods():
     """At 1e15 a log weight is -1e30, its digits 1e23 nats apart: a number, an error of that size, and a flag."""
     data = np.full((2, 2), 1e15)

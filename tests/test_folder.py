@@ -136,9 +136,10 @@ def test_all_that_an_experiment_writes_is_known():
     import inspect
     import re
 
-    from nedm_ppl.experiments import _figures, _run
+    from nedm_ppl.experiments import _figures, _picture_figures, _run
 
-    modules = {inspect.getmodule(experiment.figures) for experiment in EXPERIMENTS.values()} | {_run, _figures}
+    others = {_figures, _picture_figures, _run}
+    modules = {inspect.getmodule(experiment.figures) for experiment in EXPERIMENTS.values()} | others
     named = {name for module in modules for name in re.findall(r'"(\w+\.(?:png|nc|json))"', inspect.getsource(module))}
     assert len(named) > 10 and named <= set(folder.OUTPUTS)
 

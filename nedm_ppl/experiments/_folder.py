@@ -18,10 +18,14 @@ from nedm_ppl.inference.training._resume import BEGUN, DESCRIPTION
 __all__ = ["CHECKPOINT", "OUTPUTS", "opened"]
 
 CHECKPOINT, ASIDE = "checkpoint", ".earlier-run"
-FIGURES = ("bound_by_step", "figure1", "figure2", "loss", "reverse_chain", "samples", "thermodynamics")
+FIGURES = (
+    *("bound_by_step", "denoised", "figure1", "figure2", "inpainted", "loss", "neighbors", "network", "reverse_chain"),
+    *("samples", "spectrum", "thermodynamics"),
+)
+NUMBERS = ("metrics.json", "samples.json")
 ARVIZ = ("bound", "likelihood", "thermodynamics", "training")
 # All that any experiment writes; what else lies in the folder is none of a run's business.
-OUTPUTS = (CHECKPOINT, "model", "metrics.json", *(f"{name}.nc" for name in ARVIZ), *(f"{name}.png" for name in FIGURES))
+OUTPUTS = (CHECKPOINT, "model", *NUMBERS, *(f"{name}.nc" for name in ARVIZ), *(f"{name}.png" for name in FIGURES))
 
 
 @contextmanager
