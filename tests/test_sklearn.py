@@ -17,6 +17,7 @@ SMALL = DiffusionDensity(num_updates=10, num_trajectories=4)
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore::nedm_ppl.models.DataWarning")
 def test_it_passes_the_checks_of_scikit_learn():
     check_estimator(SMALL)
 
