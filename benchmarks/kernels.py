@@ -211,6 +211,13 @@ def cost(rounds: int = 5, num_updates: int = 20) -> None:
             (1024,),
             128,
         ),
+        "D = 1,024, residual network, directions by 32 units": (
+            lambda shape, key: models.networks.ResidualMLP(
+                (1024,), shape, 40, direction_width=32 if shape[0] > 2 else 0, key=key
+            ),
+            (1024,),
+            128,
+        ),
         "D = 1,024, U-Net of width 16": (
             lambda shape, key: models.networks.UNet((32, 32), shape, 40, width=16, key=key),
             (32, 32),

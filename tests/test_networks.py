@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nedm_ppl import inference, models
 from nedm_ppl.models import networks
 
 NUM_STEPS = 6
@@ -134,3 +135,17 @@ def test_outputs_may_come_first_and_are_the_same_numbers():
 def test_bad_sizes_are_named(build, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build()
+
+
+def test_directions_are_read_through_few_units_and_can_leave_zero():
+    network = networks.ResidualMLP((3,), (5, 3), 4, width=16, depth=1, direction_width=2, key=jax.random.key(0))
+    process = models.GaussianDiffusion(3, models.schedules.log_snr_linear(4))
+    diffusion = models.Diffusion(process, models.VelocityPrediction(network, rank=3), first_step="learned")
+    assert network.directions[1].weight.shape == (9, 2) and network.readout.weight.shape == (6, 16)
+    assert not np.any(network(2, jnp.ones(3)))
+    x0 = jax.random.normal(jax.random.key(1), (64, 3)) @ jnp.array([[1.0, 0.9, 0.0], [0.0, 0.4, 0.0], [0.0, 0.0, 1.0]])
+    moved = inference.fit(jax.random.key(2), diffusion, x0, num_updates=20, progress=False).diffusion.reverse.network
+    rows = np.asarray(moved(2, jnp.ones(3)))
+    assert np.all(np.any(rows != 0.0, axis=1)) and np.linalg.matrix_rank(rows[2:], tol=1e-6) == 3
+    with pytest.raises(ValueError, match=r"direction_width must be 0 where .*; got 4 for \(2, 3\)"):
+        networks.ResidualMLP((3,), (2, 3), 4, direction_width=4, key=jax.random.key(0))

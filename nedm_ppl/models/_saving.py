@@ -58,6 +58,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "Diffusion": {"columns": None, "units": None},
     "DriftVariance": {"released": False},
     "NoisePrediction": {"bound": None, "rank": 0},
+    "ResidualMLP": {"directions": {"tuple": []}},
     "VelocityPrediction": {"rank": 0},
 }
 # Names that folders of earlier commits have for what is called otherwise now: fields by class, and values by class and field.

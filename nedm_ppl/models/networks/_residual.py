@@ -43,7 +43,12 @@ class ResidualMLP(TimedNetwork):
         num_steps: T.
         width: Units per block.
         depth: Number of blocks.
+        direction_width: Units through which all of the output but its first two rows is read, the directions of a prediction with
+            `rank`: so the readout of many coordinates stays as small as without them. 0 reads every row from the last block.
         key: Initializes the weights.
+
+    Raises:
+        ValueError: a `direction_width` where the output has no more than two rows.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -56,6 +61,7 @@ class ResidualMLP(TimedNetwork):
     embed: eqx.nn.Linear
     blocks: tuple[ResidualBlock, ...]
     readout: eqx.nn.Linear
+    directions: tuple[eqx.nn.Linear, ...]
     num_steps: int = eqx.field(static=True)
     output_shape: tuple[int, ...] = eqx.field(static=True)
 
@@ -67,15 +73,27 @@ class ResidualMLP(TimedNetwork):
         *,
         width: Count = 128,
         depth: Count = 3,
+        direction_width: Count = 0,
         key: Array,
     ):
         check_key(key, "key")
         event_shape, output_shape = as_shape("event_shape", event_shape), as_shape("output_shape", output_shape)
+        narrow = as_count("direction_width", direction_width, 0)
+        if narrow and (not output_shape or output_shape[0] < 3):
+            raise ValueError(
+                f"direction_width must be 0 where the output has no rows beyond its first two; got {narrow} for {output_shape}."
+            )
         num_steps, width, depth = as_count("num_steps", num_steps), as_count("width", width), as_count("depth", depth)
         key_in, key_out, *keys = jax.random.split(key, depth + 2)
         self.embed = eqx.nn.Linear(math.prod(event_shape), width, key=key_in)
         self.blocks = tuple(ResidualBlock(width, key=k) for k in keys)
-        self.readout = zeroed(eqx.nn.Linear(width, math.prod(output_shape), key=key_out))
+        size = math.prod(output_shape)
+        first = 2 * size // output_shape[0] if narrow else size
+        self.readout = zeroed(eqx.nn.Linear(width, first, key=key_out))
+        self.directions = ()
+        if narrow:
+            inner = eqx.nn.Linear(width, narrow, key=jax.random.fold_in(key_out, 1))
+            self.directions = (inner, zeroed(eqx.nn.Linear(narrow, size - first, key=key_out)))
         self.num_steps = num_steps
         self.output_shape = output_shape
 
@@ -85,7 +103,11 @@ class ResidualMLP(TimedNetwork):
         h = h if condition is None else h + condition
         for block in self.blocks:
             h = block(h, features)
-        return jnp.reshape(self.readout(h), self.output_shape)
+        output = self.readout(h)
+        if self.directions:
+            inner, outer = self.directions
+            output = jnp.concatenate([output, outer(inner(h))])
+        return jnp.reshape(output, self.output_shape)
 
 
 def zeroed(linear: eqx.nn.Linear) -> eqx.nn.Linear:
