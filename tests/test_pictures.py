@@ -197,7 +197,9 @@ def test_every_image_experiment_runs_in_small(name, official, monkeypatch):
         (["photographs", "--data", "x"], "--data must be left out for photographs"),
         (["faces", "--data", "x"], "--data must be left out for faces"),
         (["faces", "--network", "resnet"], "--network must be one of unet, paper; got 'resnet'"),
-        (["digits", "--full"], "--data, --network and --full must be left out for digits"),
+        (["digits", "--full"], "--data and --full must be left out for digits"),
+        (["digits", "--network", "paper"], "--network must be one of transformer, unet; got 'paper'"),
+        (["swiss-roll", "--full"], "--data, --network and --full must be left out for swiss-roll"),
         (["cifar10", "--data", "nowhere"], "must be a file of CIFAR-10's binary version"),
     ],
 )
@@ -219,3 +221,15 @@ def test_a_full_size_model_is_built_and_traced(name, network):
         return inference.bound_terms(key, diffusion, split.train, num_times=1).total
 
     assert jax.eval_shape(traced, jax.random.key(0)).shape == (4,)
+
+
+def test_digits_take_a_unet_of_the_same_laws():
+    digits = experiments.choose("digits", network="unet")
+    split = digits.data(0)
+    diffusion = digits.build(jax.random.key(0), split, 5, "quantized")
+    assert isinstance(diffusion.reverse.network, models.networks.UNet)
+    plain = experiments.choose("digits").build(jax.random.key(0), split, 5, "quantized")
+    terms = [
+        inference.evaluate(jax.random.key(1), of, split.holdout[:4], num_times=2).total for of in (diffusion, plain)
+    ]
+    np.testing.assert_allclose(*terms, rtol=1e-5)  # both are silent at the start

@@ -41,7 +41,9 @@ def run(
     data: Annotated[
         Path | None, typer.Option("--data", help="Files of an image experiment, where not its default.")
     ] = None,
-    network: Annotated[str | None, typer.Option(help="unet or paper, of an image experiment.")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="unet or paper, of an image experiment; transformer or unet, of digits.")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="An image experiment at the paper's size.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start again in an --out that holds an earlier run.")] = False,

@@ -30,7 +30,7 @@ def choose(
         name: As `nedm list` has it.
         density: One of its densities.
         path: A file or folder of the user's to read an image experiment's data from.
-        network: `unet` or `paper`, of an image experiment.
+        network: `unet` or `paper`, of an image experiment; `transformer` or `unet`, of the digits.
         full: An image experiment at the paper's size.
 
     Raises:

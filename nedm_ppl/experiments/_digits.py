@@ -1,10 +1,12 @@
 """Handwritten digits, 8 x 8 in 17 gray levels: a Gaussian chain whose probabilities are those of the gray levels themselves.
 
-The model starts as a product of pixel histograms (`LevelPrediction.base`); a transformer on 2 x 2 patches, shown what every
-pixel knows about itself, adds what the others say.
+The model starts as a product of pixel histograms (`LevelPrediction.base`); a transformer on 2 x 2 patches, or a U-Net, shown what
+every pixel knows about itself, adds what the others say.
 """
 
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from nedm_ppl.files import write_figure
 
 __all__ = ["DIGITS"]
 
-PIXELS = 64
+PIXELS, NETWORKS = 64, ("transformer", "unet")
 SHIFTED_SHARE = 0.5
 BLANK = data.digits().levels[0]
 
@@ -31,11 +33,14 @@ def split(seed: int) -> Split:
     return Split(digits.train, digits.validation, digits.holdout)
 
 
-def build(key: Array, split: Split, num_steps: int, first_step: str) -> models.Diffusion:
+def build(
+    key: Array, split: Split, num_steps: int, first_step: str, *, network: str = "transformer"
+) -> models.Diffusion:
     levels = data.digits().levels
     process = models.GaussianDiffusion((8, 8), models.schedules.log_snr_logistic(num_steps))
-    network = models.networks.PatchTransformer((8, 8, len(levels) + 1), (8, 8, len(levels)), num_steps, key=key)
-    reverse = models.LevelPrediction(network, levels, base=models.log_frequencies(split.train, levels))
+    shapes = (8, 8, len(levels) + 1), (8, 8, len(levels)), num_steps
+    of: Any = models.networks.PatchTransformer if network == "transformer" else models.networks.UNet
+    reverse = models.LevelPrediction(of(*shapes, key=key), levels, base=models.log_frequencies(split.train, levels))
     return models.Diffusion(process, reverse, first_step=first_step)
 
 
@@ -88,6 +93,21 @@ def figures(result: Result, key: Array, out: Path) -> None:
     training_figures(result, out, num_coordinates=PIXELS, per="pixel")
 
 
+def of_options(path: Path | None, network: str | None, full: bool) -> Experiment:
+    """The same with another network.
+
+    Raises:
+        ValueError: other data or another size, or a network of another name.
+    """
+    if path is not None or full:
+        raise ValueError("--data and --full must be left out for digits, which come with scikit-learn in one size.")
+    if network not in (None, *NETWORKS):
+        raise ValueError(f"--network must be one of {', '.join(NETWORKS)}; got {network!r}.")
+    chosen = network or NETWORKS[0]
+    about = {"network": chosen}
+    return replace(DIGITS, build=partial(build, network=chosen), extra_metrics=lambda result: discrete(result) | about)
+
+
 DIGITS = Experiment(
     name="digits",
     summary="8 x 8 handwritten digits, 17 gray levels; patch transformer on context, exact evidence per pixel",
@@ -106,4 +126,5 @@ DIGITS = Experiment(
     likelihood_size=16,
     likelihood_trajectories=24,
     extra_metrics=discrete,
+    of_options=of_options,
 )
