@@ -198,7 +198,7 @@ def sampling(num_data: int = 200) -> None:
             print(json.dumps({"data": name, "kernel": kernel, "short": short.mean(), "se": se(short)}), flush=True)
 
 
-def cost(rounds: int = 5, num_updates: int = 20) -> None:
+def cost(only: str, rounds: int = 7, num_updates: int = 20) -> None:
     """Seconds of an update by rank over that of independent coordinates, in turns: 64 coordinates, and images of 32 x 32."""
     cases = {
         "D = 64, residual network": (
@@ -226,6 +226,8 @@ def cost(rounds: int = 5, num_updates: int = 20) -> None:
     }
     optimizer = optax.adam(1e-3)
     for name, (network, event, batch) in cases.items():
+        if only not in name:
+            continue
         process = models.GaussianDiffusion(event, models.schedules.log_snr_linear(40))
         x0 = np.random.default_rng(0).normal(size=(512, *event)).astype(np.float32)
         made = {
@@ -262,7 +264,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a part of a data set's name")
     args = parser.parse_args()
     parts = {"exact": lambda: exact(args.data, args.only), "trained": lambda: trained(args.updates)}
-    (parts | {"sampling": sampling, "cost": cost})[args.part]()
+    (parts | {"sampling": sampling, "cost": lambda: cost(args.only)})[args.part]()
 
 
 if __name__ == "__main__":
