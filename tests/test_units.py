@@ -232,7 +232,7 @@ def test_training_is_the_same_in_any_units():
             models.GaussianDiffusion(2, log_snr_linear(10)), models.VelocityPrediction(network), units=units
         )
         fit = inference.fit(
-            KEY, model, x, validation=x[:50], holdout=x[:50], num_updates=20, log_every=5, progress=False
+            KEY, model, x, validation=x[:50], holdout=x[:50], num_updates=100, log_every=1, progress=False
         )
         assert fit.diffusion.units == units
         fits[name] = fit.history["bound"] - model.log_jacobian, fit.holdout.mean - model.log_jacobian
