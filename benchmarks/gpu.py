@@ -34,10 +34,11 @@ def seconds(run: Callable[[], Any], repeats: int = 3) -> float:
     return float(np.median(taken))
 
 
-def digits(num_steps: int) -> models.Diffusion:
+def digits(num_steps: int, bfloat16: bool = False) -> models.Diffusion:
     """The transformer of `make demo`, not trained."""
     levels = data.digits().levels
     network = models.networks.PatchTransformer((8, 8, 18), (8, 8, 17), num_steps, key=jax.random.key(0))
+    network = models.networks.BFloat16(network) if bfloat16 else network
     process = models.GaussianDiffusion((8, 8), models.schedules.log_snr_logistic(num_steps))
     reverse = models.LevelPrediction(network, levels, base=models.log_frequencies(data.digits().train, levels))
     return models.Diffusion(process, reverse, first_step="quantized")
@@ -46,7 +47,8 @@ def digits(num_steps: int) -> models.Diffusion:
 def pictures(width: int, bfloat16: bool) -> models.Diffusion:
     """A U-Net for 32 x 32 x 3, not trained."""
     shape, num_steps = (32, 32, 3), 1000
-    network = models.networks.UNet(shape, (2, *shape), num_steps, width=width, bfloat16=bfloat16, key=jax.random.key(0))
+    network = models.networks.UNet(shape, (2, *shape), num_steps, width=width, key=jax.random.key(0))
+    network = models.networks.BFloat16(network) if bfloat16 else network
     process = models.GaussianDiffusion(shape, models.schedules.log_snr_logistic(num_steps))
     return models.Diffusion(process, models.VelocityPrediction(network), first_step="learned")
 
@@ -114,7 +116,8 @@ def main() -> None:
     )
     rows: list[Row] = []
     for part in (
-        lambda: training("digits' transformer", of_digits, gray),
+        lambda: training("digits' transformer, float32", of_digits, gray),
+        lambda: training("digits' transformer, bfloat16", digits(steps, True), gray),
         lambda: training("U-Net, float32", pictures(width, False), colored),
         lambda: training("U-Net, bfloat16", pictures(width, True), colored),
         lambda: sampling("digits' transformer", of_digits, batch),

@@ -74,6 +74,18 @@ def test_a_table_is_scored_by_the_names_of_its_columns(trained, table, tmp_path,
     assert code == 2 and "got 'dog'" in said
 
 
+def test_a_table_is_restored_into_a_table(trained, table, tmp_path):
+    people = pd.read_csv(table)
+    people[["mass", "kind", "height"]].head(3).to_csv(tmp_path / "few.csv", index=False)
+    few = ("--data", tmp_path / "few.csv", "--particles", "8", "--repeats", "2")
+    assert nedm("inpaint", trained, "--mask", "right", *few, "--out", tmp_path / "out")[0] == 0
+    draws = pd.read_csv(tmp_path / "out" / "draws.csv")
+    assert list(draws.columns) == ["datum", "draw", "height", "mass"] and len(draws) == 3 * 16
+    seen = people["height"].to_numpy()[draws["datum"]]  # the first column, which was not hidden
+    np.testing.assert_allclose(draws["height"], seen, rtol=1e-6)
+    assert draws.groupby("datum")["mass"].std().gt(0.0).all() and draws["mass"].between(-100.0, 300.0).all()
+
+
 def test_a_run_goes_on_where_it_was_stopped_and_another_is_refused(trained, table, capsys):
     again = ("train", table, "--label", "kind", "--out", trained, *SMALL)
     assert nedm(*again, "--resume")[0] == 0

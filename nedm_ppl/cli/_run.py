@@ -44,6 +44,9 @@ def run(
     network: Annotated[
         str | None, typer.Option(help="unet or paper, of an image experiment; transformer or unet, of digits.")
     ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Channels of an image experiment's U-Net at full size; 16, or 64 with --full.")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="An image experiment at the paper's size.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start again in an --out that holds an earlier run.")] = False,
@@ -54,8 +57,8 @@ def run(
             from nedm_ppl.experiments import choose
             from nedm_ppl.experiments import run as run_experiment
 
-        check_sizes(seed=seed, updates=updates, num_steps=num_steps)
-        chosen = choose(experiment, density, path=data, network=network, full=full)
+        check_sizes(seed=seed, updates=updates, num_steps=num_steps, width=width)
+        chosen = choose(experiment, density, path=data, network=network, width=width, full=full)
         out = Path("results") / "-".join(filter(None, (experiment, chosen.density))) if out is None else out
         result = run_experiment(
             chosen,

@@ -26,6 +26,7 @@ from nedm_ppl.cli._arguments import (
     model_folder,
     read_array,
     write_csv,
+    write_draws,
     write_likelihoods,
 )
 from nedm_ppl.cli._tables import likelihood_table, metrics_table, renamed, restoration_table
@@ -160,7 +161,7 @@ def inpaint(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Output folder; must not exist.")] = Path("inpainted"),
 ) -> None:
-    """Hide a part of data, and draw it from its posterior under a trained model (Figure 5)."""
+    """Hide a part of data, and draw it from its posterior under a trained model (Figure 5); of a table, draws.csv too."""
     from nedm_ppl.restoration import HIDDEN, Hidden, hidden
 
     def hide(x0: "np.ndarray") -> "Degradation":
@@ -187,7 +188,7 @@ def denoise(
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Output folder; must not exist.")] = Path("denoised"),
 ) -> None:
-    """Add Gaussian noise to data, and draw them from their posterior under a trained model (Figure 3)."""
+    """Add noise to data, and draw them from their posterior under a trained model (Figure 3); draws.csv too, of a table."""
     from nedm_ppl.restoration import Noise
 
     about: dict[str, Any] = {"task": "denoise"}
@@ -282,4 +283,5 @@ def _restore(
         )
     metrics = restore.save(result, out, about | {"seed": seed})
     console.print(restoration_table(metrics))
+    write_draws(out, result.posterior.get_samples()["x"], diffusion.columns)
     console.print(printable(f"The picture, the draws for ArviZ and the numbers are in {out}."), markup=False)

@@ -22,7 +22,13 @@ EXPERIMENTS = {experiment.name: experiment for experiment in ALL}
 
 
 def choose(
-    name: str, density: str | None = None, *, path: Path | None = None, network: str | None = None, full: bool = False
+    name: str,
+    density: str | None = None,
+    *,
+    path: Path | None = None,
+    network: str | None = None,
+    width: int | None = None,
+    full: bool = False,
 ) -> Experiment:
     """The experiment of that name and, where it has several densities, of that density.
 
@@ -31,6 +37,7 @@ def choose(
         density: One of its densities.
         path: A file or folder of the user's to read an image experiment's data from.
         network: `unet` or `paper`, of an image experiment; `transformer` or `unet`, of the digits.
+        width: Channels of an image experiment's U-Net at full size.
         full: An image experiment at the paper's size.
 
     Raises:
@@ -39,12 +46,12 @@ def choose(
     if name not in EXPERIMENTS:
         raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}; got {name!r}.")
     experiment = EXPERIMENTS[name]
-    if path is not None or network is not None or full:
+    if path is not None or network is not None or width is not None or full:
         if experiment.of_options is None:
             raise ValueError(
-                f"--data, --network and --full must be left out for {name}: they are of the image experiments."
+                f"--data, --network, --width and --full must be left out for {name}: they are of the image experiments."
             )
-        experiment = experiment.of_options(path, network, full)
+        experiment = experiment.of_options(path, network, width, full)
     if density in (None, experiment.density):
         return experiment
     if experiment.of_density is None:

@@ -93,14 +93,16 @@ def figures(result: Result, key: Array, out: Path) -> None:
     training_figures(result, out, num_coordinates=PIXELS, per="pixel")
 
 
-def of_options(path: Path | None, network: str | None, full: bool) -> Experiment:
+def of_options(path: Path | None, network: str | None, width: int | None, full: bool) -> Experiment:
     """The same with another network.
 
     Raises:
         ValueError: other data or another size, or a network of another name.
     """
-    if path is not None or full:
-        raise ValueError("--data and --full must be left out for digits, which come with scikit-learn in one size.")
+    if path is not None or width is not None or full:
+        raise ValueError(
+            "--data, --width and --full must be left out for digits: their data and networks have one size."
+        )
     if network not in (None, *NETWORKS):
         raise ValueError(f"--network must be one of {', '.join(NETWORKS)}; got {network!r}.")
     chosen = network or NETWORKS[0]

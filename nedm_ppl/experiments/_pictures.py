@@ -50,8 +50,10 @@ class Pictures:
         has_levels: Whether values are 256 gray levels, whose probabilities the model has; else real numbers, with densities.
         dequantized: Width of the uniform noise that is added in training, in the data's units; 0 for none.
         flips: Whether a mirror image is as likely as the image.
+        turns: Whether an image on its side is as likely too.
         path: What `load` reads; None for its default.
         network: `unet` or `paper`.
+        width: Channels of the U-Net at full size; None for the experiment's own.
         full: The paper's size in place of that for two cores.
         num_samples: How many samples are drawn and looked at.
         also: `(pictures, result, key, folder, samples) -> ` further numbers for samples.json, and pictures of its own.
@@ -65,8 +67,10 @@ class Pictures:
     has_levels: bool = True
     dequantized: float = 0.0
     flips: bool = False
+    turns: bool = False
     path: Path | None = None
     network: str = "unet"
+    width: int | None = None
     full: bool = False
     num_samples: int = 100
     also: "Callable[[Pictures, Result, Array, Path, np.ndarray], dict[str, Any]] | None" = None
@@ -86,7 +90,7 @@ class Pictures:
                 shape,
                 (2, *shape),
                 num_steps,
-                width=FULL_WIDTH if self.full else WIDTH,
+                width=self.width or (FULL_WIDTH if self.full else WIDTH),
                 multipliers=scales(shape),
                 key=key,
             )
@@ -152,7 +156,7 @@ class Pictures:
     def options(self) -> dict[str, Any]:
         """What the run was told, by which its data are found again."""
         data = None if self.path is None else str(self.path.absolute())
-        return {"network": self.network, "full": self.full, "data": data}
+        return {"network": self.network, "width": self.width, "full": self.full, "data": data}
 
     def about(self, result: Result) -> dict[str, Any]:
         """What the run was told; what gray levels cost without a loss, where they have one; where the bound loses its bits."""
@@ -175,31 +179,36 @@ class Pictures:
         write_json(out / "samples.json", about)
 
     def augment(self) -> Callable[[Array, Array], Array] | None:
-        """Mirror images of half of a minibatch, and fresh uniform noise where the data are levels that have densities."""
-        if not self.flips and not self.dequantized:
+        """Half of a minibatch mirrored, half on its side, and fresh uniform noise where the data are levels that have densities."""
+        if not self.flips and not self.turns and not self.dequantized:
             return None
         width = 0.0
         if self.dequantized:
             width = self.dequantized / models.Standardize.of(self.load(self.path, 0).train).scale[0]
 
         def augment(key: Array, images: Array) -> Array:
-            key_flip, key_noise = jax.random.split(key)
+            key_flip, key_turn, key_noise = jax.random.split(key, 3)
+            half = partial(jax.random.bernoulli, p=0.5, shape=(len(images),) + (1,) * (images.ndim - 1))
             if self.flips:
-                which = jax.random.bernoulli(key_flip, 0.5, (len(images),) + (1,) * (images.ndim - 1))
-                images = jnp.where(which, images[:, :, ::-1], images)
+                images = jnp.where(half(key_flip), images[:, :, ::-1], images)
+            if self.turns:
+                images = jnp.where(half(key_turn), jnp.swapaxes(images, 1, 2), images)
             return inference.dequantize(width)(key_noise, images)
 
         return augment
 
-    def of_options(self, path: Path | None, network: str | None, full: bool) -> Experiment:
+    def of_options(self, path: Path | None, network: str | None, width: int | None, full: bool) -> Experiment:
         """The same on other files, with another network, or at full size.
 
         Raises:
-            ValueError: a network of another name.
+            ValueError: a network of another name, or a width of a network that has none.
         """
         if network not in (None, *NETWORKS):
             raise ValueError(f"--network must be one of {', '.join(NETWORKS)}; got {network!r}.")
-        return replace(self, path=path, network=network or self.network, full=full).experiment()
+        network = network or self.network
+        if width is not None and network != "unet":
+            raise ValueError(f"--width is of the U-Net; leave it out with --network {network}.")
+        return replace(self, path=path, network=network, width=width, full=full).experiment()
 
 
 def parzen(of: Pictures, result: Result, key: Array, out: Path, samples: np.ndarray) -> dict[str, Any]:
@@ -240,6 +249,7 @@ DEAD_LEAVES = Pictures(
     published="1.489 bits per pixel on images of others; MCGSM 1.244 there",
     has_levels=False,
     flips=True,
+    turns=True,
 ).experiment()
 TEXTURE = Pictures(
     of_texture,

@@ -70,7 +70,7 @@ class Experiment:
         published: The paper's number with its unit, for the table.
         density: Which of several densities the data are from, where an experiment has several.
         of_density: `(name) -> ` the same experiment with another density.
-        of_options: `(path, network, full) -> ` the same on files of the user's, with another network, or at the paper's size.
+        of_options: `(path, network, width, full) -> ` the same on the user's files, with another network, or at the paper's size.
     """
 
     name: str
@@ -93,4 +93,4 @@ class Experiment:
     published: str = ""
     density: str | None = None
     of_density: "Callable[[str], Experiment] | None" = None
-    of_options: "Callable[[Path | None, str | None, bool], Experiment] | None" = None
+    of_options: "Callable[[Path | None, str | None, int | None, bool], Experiment] | None" = None

@@ -105,6 +105,19 @@ def mcmc_to_arviz(
     Raises:
         ValueError: a key or arguments without the program, a program without observations, or with a latent of which the run has no
             draws.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import MCMC, NUTS
+        >>> from nedm_ppl import inference
+        >>> def program(y=None):
+        ...     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     numpyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+        >>> mcmc = MCMC(NUTS(program), num_warmup=10, num_samples=20, progress_bar=False)
+        >>> mcmc.run(jax.random.key(0), jnp.array(0.3), extra_fields=("diverging",))
+        >>> found = inference.mcmc_to_arviz(mcmc, program, (jnp.array(0.3),), predictive=jax.random.key(1))
+        >>> found["posterior"]["mean"].shape, found["posterior_predictive"]["y"].shape
+        ((1, 20), (1, 20))
     """
     if program is None and (args or kwargs or predictive is not None):
         raise ValueError("program must be given with its arguments or a key for predictive draws.")

@@ -21,8 +21,8 @@ from nedm_ppl.inference.posterior._lookahead import Lookahead
 from nedm_ppl.inference.posterior._multiplied import Along, Look, MultipliedDiffusion
 from nedm_ppl.inference.posterior._multiplier import Known, Product, as_multiplier, over_batch
 from nedm_ppl.inference.posterior._proposals import independent
+from nedm_ppl.inference.posterior._spliced import Spliced
 from nedm_ppl.inference.posterior._tilted import closes, tilt
-from nedm_ppl.laws._spliced import Spliced
 from nedm_ppl.models.chain._process import DiffusionProcess
 
 __all__ = ["Constant", "Forward", "Power", "Supplied", "Unguided", "as_along"]

@@ -1,5 +1,6 @@
 """Networks: callables `(t, x) -> array` on one datum. Any other callable of that form serves as well."""
 
+from nedm_ppl.models.networks._bfloat16 import BFloat16 as BFloat16
 from nedm_ppl.models.networks._embedded import Embedded as Embedded
 from nedm_ppl.models.networks._mlp import SigmoidMLP as SigmoidMLP
 from nedm_ppl.models.networks._multiscale import MultiScaleNetwork as MultiScaleNetwork

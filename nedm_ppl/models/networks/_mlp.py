@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key
+from nedm_ppl.models.networks._bfloat16 import as_input
 from nedm_ppl.models.networks._readout import StepReadout, TimedNetwork
 
 __all__ = ["SigmoidMLP"]
@@ -55,7 +56,7 @@ class SigmoidMLP(TimedNetwork):
         return self.readout.num_steps
 
     def __call__(self, t: ArrayLike, x: Array) -> Array:
-        h = jnp.ravel(x).astype(float)
+        h = as_input(jnp.ravel(x), self.readout.weight)
         for layer in self.layers:
             h = jax.nn.sigmoid(layer(h))
         return jnp.reshape(self.readout(t, h), self.output_shape)

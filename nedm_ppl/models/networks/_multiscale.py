@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key
+from nedm_ppl.models.networks._bfloat16 import as_input
 from nedm_ppl.models.networks._convolution import (
     Convolution,
     ImageOutput,
@@ -180,7 +181,7 @@ class MultiScaleNetwork(TimedNetwork):
                 f"x must have shape {self.event_shape}, that of the dense pathway; got {x.shape}. Build the network with "
                 "dense_width=0 for images of several sizes."
             )
-        image = jnp.reshape(x.astype(float), (*size, -1))
+        image = jnp.reshape(as_input(x, self.readout.weight), (*size, -1))
         found = []
         if self.layers:
             h = image

@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key
+from nedm_ppl.models.networks._bfloat16 import as_input
 from nedm_ppl.models.networks._readout import TIME_FEATURES, TimedNetwork, time_features
 
 __all__ = ["ResidualMLP", "zeroed"]
@@ -28,7 +29,7 @@ class ResidualBlock(eqx.Module):
         self.down = eqx.nn.Linear(width, width, key=key_down)
 
     def __call__(self, h: Array, features: Array) -> Array:
-        scale, shift = jnp.split(self.time(features), 2)
+        scale, shift = jnp.split(self.time(features).astype(h.dtype), 2)
         return h + self.down(jax.nn.silu(self.up(h) * (1.0 + scale) + shift))
 
 
@@ -99,7 +100,7 @@ class ResidualMLP(TimedNetwork):
 
     def __call__(self, t: ArrayLike, x: Array, condition: Array | None = None) -> Array:
         features = time_features(t, self.num_steps)
-        h = self.embed(jnp.ravel(x).astype(float))
+        h = self.embed(as_input(jnp.ravel(x), self.embed.weight))
         h = h if condition is None else h + condition
         for block in self.blocks:
             h = block(h, features)

@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key
+from nedm_ppl.models.networks._bfloat16 import as_input
 from nedm_ppl.models.networks._readout import TIME_FEATURES, TimedNetwork, time_features
 from nedm_ppl.models.networks._residual import zeroed
 
@@ -38,7 +39,7 @@ class TransformerBlock(eqx.Module):
         self.num_heads = num_heads
 
     def __call__(self, h: Array, time: Array) -> Array:
-        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = jnp.split(self.modulation(time), 6)
+        scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = jnp.split(self.modulation(time).astype(h.dtype), 6)
         u = normalize(h) * (1.0 + scale_a) + shift_a
         h = h + (1.0 + gate_a) * jax.vmap(self.project)(self._attend(u))
         u = normalize(h) * (1.0 + scale_m) + shift_m
@@ -50,7 +51,8 @@ class TransformerBlock(eqx.Module):
         query, key, value = (
             jnp.reshape(part, heads) for part in jnp.split(jax.vmap(self.query_key_value)(u), 3, axis=-1)
         )
-        weights = jax.nn.softmax(jnp.einsum("qhd,khd->hqk", query, key) / math.sqrt(heads[-1]), axis=-1)
+        odds = jnp.einsum("qhd,khd->hqk", query, key).astype(float) / math.sqrt(heads[-1])
+        weights = jax.nn.softmax(odds, axis=-1).astype(u.dtype)
         return jnp.reshape(jnp.einsum("hqk,khd->qhd", weights, value), u.shape)
 
 
@@ -126,7 +128,7 @@ class PatchTransformer(TimedNetwork):
     def __call__(self, t: ArrayLike, x: Array, condition: Array | None = None) -> Array:
         time = self.embed_time(time_features(t, self.num_steps))
         time = jax.nn.silu(time if condition is None else time + condition)
-        h = jax.vmap(self.embed)(self._to_patches(x.astype(float))) + self.position
+        h = jax.vmap(self.embed)(self._to_patches(as_input(x, self.embed.weight))) + self.position
         for block in self.blocks:
             h = block(h, time)
         scale, shift = jnp.split(self.modulation(time), 2)
@@ -148,6 +150,8 @@ class PatchTransformer(TimedNetwork):
 
 
 def normalize(h: Array) -> Array:
-    """Every row to mean 0 and variance 1."""
-    centered = h - jnp.mean(h, axis=-1, keepdims=True)
-    return centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + 1e-5)
+    """Every row to mean 0 and variance 1; computed in the default precision."""
+    rows = h.astype(float)
+    centered = rows - jnp.mean(rows, axis=-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + 1e-5)
+    return (centered * scale).astype(h.dtype)

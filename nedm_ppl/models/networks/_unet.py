@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from nedm_ppl.arguments import Count, Shape, as_count, as_shape, check_key
+from nedm_ppl.models.networks._bfloat16 import as_input
 from nedm_ppl.models.networks._convolution import Convolution, ImageOutput, channels_of, check_scale
 from nedm_ppl.models.networks._multiscale import per_pixel
 from nedm_ppl.models.networks._readout import TIME_FEATURES, TimedNetwork, time_features
@@ -82,7 +83,6 @@ class UNet(TimedNetwork):
         multipliers: Channels at every scale, in widths; every scale after the first is half as large as the one before.
         depth: Blocks at every scale on the way down, and on the way up.
         num_heads: Attention heads at the coarsest scale; divides its channels. 0 leaves attention out.
-        bfloat16: Whether convolutions and attention are computed in bfloat16. Weights and output stay as they are.
         key: Initializes the weights.
 
     Raises:
@@ -107,7 +107,6 @@ class UNet(TimedNetwork):
     readout: eqx.nn.Linear
     place: ImageOutput
     num_steps: int = eqx.field(static=True)
-    bfloat16: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -119,7 +118,6 @@ class UNet(TimedNetwork):
         multipliers: tuple[int, ...] = (1, 2, 2),
         depth: Count = 1,
         num_heads: Count = 4,
-        bfloat16: bool = False,
         key: Array,
     ):
         check_key(key, "key")
@@ -132,7 +130,7 @@ class UNet(TimedNetwork):
                 f"width must be divisible by {GROUPS}, and the channels at the coarsest scale by num_heads; got width {width}, "
                 f"{sizes[-1]} channels there and num_heads {num_heads}."
             )
-        self.num_steps, self.bfloat16 = as_count("num_steps", num_steps), bfloat16
+        self.num_steps = as_count("num_steps", num_steps)
         self.place = ImageOutput(event_shape, output_shape)
         channels = channels_of(event_shape)
         check_scale(event_shape, 2 ** (len(sizes) - 1))
@@ -157,7 +155,7 @@ class UNet(TimedNetwork):
         check_scale(x.shape, 2 ** len(self.halve))
         time = self.embed_time(time_features(t, self.num_steps))
         time = jax.nn.silu(time if condition is None else time + condition)
-        h = jnp.reshape(x.astype(jnp.bfloat16 if self.bfloat16 else float), (*x.shape[:2], -1))
+        h = jnp.reshape(as_input(x, self.stem.weight), (*x.shape[:2], -1))
         h, across = self.stem(h), []
         for i, blocks in enumerate(self.down):
             h = per_pixel(self.halve[i - 1], gathered(h)) if i else h
