@@ -268,14 +268,13 @@ def _restore(
     diffusion = Diffusion.load(folder)
     x0 = holdout_of(folder, "--data")[0] if data is None else data_of(data, folder, diffusion.columns, "--data")[0]
     diffusion.check_data(x0)
-    degradation = degrade(x0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the particles of every run descend")  # the table says so
         result = restore.restore(
             jax.random.key(seed),
             diffusion,
             x0[:num],
-            degradation,
+            degrade(x0),
             num_particles=particles,
             num_repeats=repeats,
             num_steps=num_steps,
