@@ -65,7 +65,7 @@ def step(count: int, num_updates: int) -> dict[str, float]:
 
     from nedm_ppl import experiments, inference
 
-    experiment = experiments.choose("digits")
+    experiment = experiments.choose("digits", network="transformer")
     split = experiment.data(0)
     diffusion = experiment.build(jax.random.key(0), split, experiment.num_steps, experiment.first_step)
     options = experiment.training(1000) | {"log_every": num_updates, "checkpoint_every": num_updates}

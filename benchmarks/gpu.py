@@ -35,7 +35,7 @@ def seconds(run: Callable[[], Any], repeats: int = 3) -> float:
 
 
 def digits(num_steps: int, bfloat16: bool = False) -> models.Diffusion:
-    """The transformer of `make demo`, not trained."""
+    """The transformer of `nedm run digits --network transformer`, not trained."""
     levels = data.digits().levels
     network = models.networks.PatchTransformer((8, 8, 18), (8, 8, 17), num_steps, key=jax.random.key(0))
     network = models.networks.BFloat16(network) if bfloat16 else network

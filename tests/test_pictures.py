@@ -198,8 +198,8 @@ def test_every_image_experiment_runs_in_small(name, official, monkeypatch):
         (["photographs", "--data", "x"], "--data must be left out for photographs"),
         (["faces", "--data", "x"], "--data must be left out for faces"),
         (["faces", "--network", "resnet"], "--network must be one of unet, paper; got 'resnet'"),
-        (["digits", "--full"], "--data and --full must be left out for digits"),
-        (["digits", "--network", "paper"], "--network must be one of transformer, unet; got 'paper'"),
+        (["digits", "--full"], "--data, --width and --full must be left out for digits"),
+        (["digits", "--network", "paper"], "--network must be one of unet, transformer; got 'paper'"),
         (["swiss-roll", "--full"], "--data, --network and --full must be left out for swiss-roll"),
         (["cifar10", "--data", "nowhere"], "must be a file of CIFAR-10's binary version"),
     ],
@@ -224,11 +224,11 @@ def test_a_full_size_model_is_built_and_traced(name, network):
     assert jax.eval_shape(traced, jax.random.key(0)).shape == (4,)
 
 
-def test_digits_take_a_unet_of_the_same_laws():
-    digits = experiments.choose("digits", network="unet")
+def test_digits_take_a_transformer_of_the_same_laws():
+    digits = experiments.choose("digits", network="transformer")
     split = digits.data(0)
     diffusion = digits.build(jax.random.key(0), split, 5, "quantized")
-    assert isinstance(diffusion.reverse.network, models.networks.UNet)
+    assert isinstance(diffusion.reverse.network, models.networks.PatchTransformer)
     plain = experiments.choose("digits").build(jax.random.key(0), split, 5, "quantized")
     terms = [
         inference.evaluate(jax.random.key(1), of, split.holdout[:4], num_times=2).total for of in (diffusion, plain)

@@ -42,7 +42,7 @@ def run(
         Path | None, typer.Option("--data", help="Files of an image experiment, where not its default.")
     ] = None,
     network: Annotated[
-        str | None, typer.Option(help="unet or paper, of an image experiment; transformer or unet, of digits.")
+        str | None, typer.Option(help="unet or paper, of an image experiment; unet or transformer, of digits.")
     ] = None,
     width: Annotated[
         int | None, typer.Option(help="Channels of an image experiment's U-Net at full size; 16, or 64 with --full.")

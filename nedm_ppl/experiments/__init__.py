@@ -36,7 +36,7 @@ def choose(
         name: As `nedm list` has it.
         density: One of its densities.
         path: A file or folder of the user's to read an image experiment's data from.
-        network: `unet` or `paper`, of an image experiment; `transformer` or `unet`, of the digits.
+        network: `unet` or `paper`, of an image experiment; `unet` or `transformer`, of the digits.
         width: Channels of an image experiment's U-Net at full size.
         full: An image experiment at the paper's size.
 

@@ -1,6 +1,6 @@
 """Handwritten digits, 8 x 8 in 17 gray levels: a Gaussian chain whose probabilities are those of the gray levels themselves.
 
-The model starts as a product of pixel histograms (`LevelPrediction.base`); a transformer on 2 x 2 patches, or a U-Net, shown what
+The model starts as a product of pixel histograms (`LevelPrediction.base`); a U-Net, or a transformer on 2 x 2 patches, shown what
 every pixel knows about itself, adds what the others say.
 """
 
@@ -23,7 +23,7 @@ from nedm_ppl.files import write_figure
 
 __all__ = ["DIGITS"]
 
-PIXELS, NETWORKS = 64, ("transformer", "unet")
+PIXELS, NETWORKS = 64, ("unet", "transformer")
 SHIFTED_SHARE = 0.5
 BLANK = data.digits().levels[0]
 
@@ -33,9 +33,7 @@ def split(seed: int) -> Split:
     return Split(digits.train, digits.validation, digits.holdout)
 
 
-def build(
-    key: Array, split: Split, num_steps: int, first_step: str, *, network: str = "transformer"
-) -> models.Diffusion:
+def build(key: Array, split: Split, num_steps: int, first_step: str, *, network: str = NETWORKS[0]) -> models.Diffusion:
     levels = data.digits().levels
     process = models.GaussianDiffusion((8, 8), models.schedules.log_snr_logistic(num_steps))
     shapes = (8, 8, len(levels) + 1), (8, 8, len(levels)), num_steps
@@ -106,13 +104,16 @@ def of_options(path: Path | None, network: str | None, width: int | None, full: 
     if network not in (None, *NETWORKS):
         raise ValueError(f"--network must be one of {', '.join(NETWORKS)}; got {network!r}.")
     chosen = network or NETWORKS[0]
-    about = {"network": chosen}
-    return replace(DIGITS, build=partial(build, network=chosen), extra_metrics=lambda result: discrete(result) | about)
+    return replace(
+        DIGITS,
+        build=partial(build, network=chosen),
+        extra_metrics=lambda result: discrete(result) | {"network": chosen},
+    )
 
 
 DIGITS = Experiment(
     name="digits",
-    summary="8 x 8 handwritten digits, 17 gray levels; patch transformer on context, exact evidence per pixel",
+    summary="8 x 8 handwritten digits, 17 gray levels; U-Net on context, exact evidence per pixel",
     unit="bits per pixel",
     data=split,
     build=build,
@@ -127,6 +128,6 @@ DIGITS = Experiment(
     num_times=125,
     likelihood_size=16,
     likelihood_trajectories=24,
-    extra_metrics=discrete,
+    extra_metrics=lambda result: discrete(result) | {"network": NETWORKS[0]},
     of_options=of_options,
 )
