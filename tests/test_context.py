@@ -280,6 +280,7 @@ def fit(diffusion, **options):
         (lambda: FLIPS.guide(jnp.zeros((4, 3)), CLASSES), "one for all data or one for each of 4; got 3 of them"),
         (lambda: FLIPS.model(None, CLASSES, num_data=5), "context must hold all num_data = 5 data"),
         (lambda: fit(FLIPS, context=CLASSES), "the batch axes of the data, (24,), or none; got (3,)"),
+        (lambda: fit(FLIPS.given(CLASSES)), "it was given a batch of them. Pass them to fit as `context`"),
         (lambda: fit(FLIPS, context=PAIRS[1], validation=PAIRS[0]), "validation_context must be given where"),
         (
             lambda: fit(FLIPS, validation=PAIRS[0], validation_context=PAIRS[1]),

@@ -35,7 +35,7 @@ from nedm_ppl.inference.training._resume import TrainingRecord
 from nedm_ppl.inference.training._rows import Streamed, is_streamed
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models.chain._gaussian import GaussianDiffusion
-from nedm_ppl.models.reverse._context import rows_of_context
+from nedm_ppl.models.reverse._context import conditionals, rows_of_context
 from nedm_ppl.numbers import Estimate
 
 __all__ = ["Augmentation", "Fitted", "NonFiniteLossError", "dequantize", "drop_context", "fit", "updates_for"]
@@ -424,6 +424,11 @@ def _part(
         )
     if x0 is None:
         return None
+    if context is None and any(jnp.ndim(node.context) > node.context_dim for node in conditionals(diffusion)):
+        raise ValueError(
+            "diffusion must hold one context, or none, to be trained; it was given a batch of them. Pass them to fit as `context`, "
+            "one for every datum."
+        )
     if is_streamed(x0):
         return _streamed_part(diffusion, name, x0, context)
     values = whole(name or "data", x0)
