@@ -20,7 +20,9 @@ TYPED := docs gaussian bernoulli networks reverse discrete bound evaluation resp
 demo: install
 	$(BIN)/nedm run digits --out results/digits --resume
 
-test: lint types pytest
+# The types are checked while the tests begin: one checks on a single core.
+test: install
+	@$(MAKE) --no-print-directory -j2 lint types pytest
 
 lint: install
 	$(BIN)/ruff format --check .

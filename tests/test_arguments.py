@@ -127,7 +127,7 @@ def posterior_of(key, r, *args):
     return posterior.log_evidence.mean
 
 
-@pytest.mark.cases(5)
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("name", TRACED)
 def test_conveniences_that_cannot_be_traced_name_what_can(name):
     function, pure = TRACED[name]

@@ -24,7 +24,7 @@ from nedm_ppl import cli
 from nedm_ppl.experiments import EXPERIMENTS, IMAGES, Split, choose
 from nedm_ppl.inference.training._state_arrays import write_arrays
 from nedm_ppl.models import Diffusion
-from nedm_ppl.models.networks import PatchTransformer, ResidualMLP
+from nedm_ppl.models.networks import PatchTransformer, ResidualMLP, UNet
 
 COMMON = {"experiment", "seed", "num_steps", "train_seconds", "holdout_size", "unit", "bound", "null", "truth"}
 SMALL = {
@@ -62,7 +62,12 @@ def few_data():
     with pytest.MonkeyPatch.context() as patch:
         for name, experiment in EXPERIMENTS.items():
             patch.setitem(EXPERIMENTS, name, smaller(experiment))
-        for network, small in ((ResidualMLP, {"width": 16, "depth": 1}), (PatchTransformer, {"width": 16, "depth": 1})):
+        small_networks = {
+            ResidualMLP: {"width": 16, "depth": 1},
+            PatchTransformer: {"width": 16, "depth": 1},
+            UNet: {"width": 8, "multipliers": (1, 1), "num_heads": 2},
+        }
+        for network, small in small_networks.items():
             initial = inspect.unwrap(network.__init__)
             patch.setattr(initial, "__kwdefaults__", initial.__kwdefaults__ | small)
         yield
@@ -128,7 +133,7 @@ def test_a_run_leaves_model_metrics_figures_and_arviz_files(run_folder, name):
         assert figure.read_bytes()[:4] == b"\x89PNG" and figure.stat().st_size > 5_000
 
 
-@pytest.mark.cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "num_steps"), [("swiss-roll", 1), ("heartbeat", 2)])
 def test_a_chain_of_one_or_two_steps_is_a_model(name, num_steps, tmp_path, capsys):
     arguments = ["run", name, "--updates", 4, "--num-steps", num_steps, "--out", tmp_path / "out"]
@@ -375,10 +380,10 @@ def test_show_reads_metrics_under_earlier_names(tmp_path, capsys):
 
 
 def test_show_says_what_a_model_is(run_folder, capsys):
-    assert nedm("show", run_folder / "digits")[0] == 0
+    assert nedm("show", run_folder / "heartbeat")[0] == 0
     shown = capsys.readouterr().out
-    assert "PatchTransformer" in shown and "quantized" in shown and "bits per pixel" in shown
-    assert "4 updates" in shown and "6 data x 24 trajectories" in " ".join(shown.split())
+    assert "ResidualMLP" in shown and "fixed" in shown and "bits per sequence" in shown
+    assert "20 updates" in shown and "6 data x 24 trajectories" in " ".join(shown.split())
     assert nedm("list")[0] == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in EXPERIMENTS)
@@ -506,6 +511,7 @@ def no_file_greater_than(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_sentence_and_the_run_resumes(run_folder, tmp_path, capsys):
     name, out = "swiss-roll-rbf", tmp_path / "out"
     sound = run_folder / name

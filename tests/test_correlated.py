@@ -251,8 +251,8 @@ def test_known_coordinates_walk_the_forward_chain_beside_what_goes_with_them():
     """Unbiased, at one failure in 10,000, for two known coordinates of three; a law that forgets how they go together is not."""
     r, keys = inference.Known(jnp.array([0.6, np.nan, -0.3])), jax.random.split(jax.random.key(0), 4096)
     truth = normal(MEAN[[0, 2]], COVARIANCE[np.ix_([0, 2], [0, 2])]).log_prob(np.array([0.6, -0.3]))
-    for reverse, is_right in ((None, True), (as_callable(4), True), (Linear(None, False), False)):
-        target = inference.multiply(chain(4, reverse), r, along="forward")
+    for reverse, is_right in ((as_callable(2), True), (Linear(None, False), False)):
+        target = inference.multiply(chain(2, reverse), r, along="forward")
         z = np.exp(np.asarray(evidences(keys, target, 8), np.float64) - float(truth))
         assert (abs(z.mean() - 1.0) < 4.0 * z.std() / 64.0) == is_right, (z.mean(), z.std())
 
@@ -263,8 +263,9 @@ def test_what_is_spliced_into_a_correlated_law_of_its_own_margin_changes_nothing
     margin = dist.Normal(jnp.zeros((5, DIM)), jnp.sqrt(jnp.diag(jnp.asarray(COVARIANCE)))).to_event(1)
     law = Spliced(own, margin, jnp.arange(DIM) == 1)
     x = jax.random.normal(jax.random.key(0), (7, 5, DIM))
-    np.testing.assert_allclose(law.log_prob(x), own.log_prob(x), rtol=1e-4, atol=1e-4)
-    draws = law.sample(jax.random.key(1), (4000,))
+    log_prob, sample = jax.jit(lambda law, x: law.log_prob(x)), jax.jit(lambda law, key: law.sample(key, (4000,)))
+    np.testing.assert_allclose(log_prob(law, x), log_prob(own, x), rtol=1e-4, atol=1e-4)
+    draws = sample(law, jax.random.key(1))
     assert np.all(draws[..., 1] == draws[:1, :1, 1])
     given = COVARIANCE[:, 1] / COVARIANCE[1, 1] * draws[0, 0, 1]
     spread = COVARIANCE - np.outer(COVARIANCE[:, 1], COVARIANCE[:, 1]) / COVARIANCE[1, 1]

@@ -159,7 +159,7 @@ def test_path_gibbs_of_missing_elements(name):
     np.testing.assert_allclose(draws.std(axis=0), np.sqrt(np.where(np.array(mean) > 0, 0.2, 1.0)), atol=0.1)
 
 
-@pytest.mark.cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_particle_metropolis_of_missing_elements(name):
     """With an offset b ~ N(0, 1) beside: y = x + b + noise, so that E b = y / (1 + 1 + .25) where one value is seen."""

@@ -200,7 +200,7 @@ def test_every_image_experiment_runs_in_small(name, official, monkeypatch):
         (["faces", "--network", "resnet"], "--network must be one of unet, paper; got 'resnet'"),
         (["digits", "--full"], "--data, --width and --full must be left out for digits"),
         (["digits", "--network", "paper"], "--network must be one of unet, transformer; got 'paper'"),
-        (["swiss-roll", "--full"], "--data, --network and --full must be left out for swiss-roll"),
+        (["swiss-roll", "--full"], "--data, --network, --width and --full must be left out for swiss-roll"),
         (["cifar10", "--data", "nowhere"], "must be a file of CIFAR-10's binary version"),
     ],
 )

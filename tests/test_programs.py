@@ -144,7 +144,7 @@ def test_a_function_is_as_well_served_as_a_program():
     assert posterior.log_evidence.se < 0.02
 
 
-@pytest.mark.cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["clipped", "masked"])
 def test_path_gibbs_against_quadrature(name):
     dim, num_steps, law, y = PROGRAMS[name]
@@ -191,6 +191,7 @@ def by_chains(mcmc, site="x"):
     return draws.mean(axis=0), draws.std(axis=0, ddof=1) / np.sqrt(len(draws)) + 1e-3
 
 
+@pytest.mark.long
 def test_rows_of_a_plate_that_a_factor_ties_together():
     """Their filters are one: the factor has a value for every row, and each depends on two of them."""
     diffusion = white(2, 4)

@@ -319,7 +319,7 @@ def programs():
     return [(program, (IN_UNITS, LOC, SCALE, y)), (program, (REALS, 0.0, 1.0, y))]
 
 
-@pytest.mark.parametrize("kind", ["gibbs", "metropolis"])
+@pytest.mark.parametrize("kind", [pytest.param("gibbs", marks=pytest.mark.long), "metropolis"])
 def test_composition_is_that_of_data_scaled_by_hand(kind):
     draws = []
     for program, args in programs():
