@@ -234,6 +234,7 @@ def test_particle_methods_find_the_latent_too():
 
 
 @pytest.mark.cases(1)
+@pytest.mark.filterwarnings("ignore::nedm_ppl.models.NoDensityWarning")
 @pytest.mark.parametrize("kind", ["prior", "reverse", "forward", "flow"])
 def test_distributions_over_a_program_pickle(kind):
     network = models.networks.ResidualMLP((1,), (2, 1), 3, width=4, depth=1, key=jax.random.key(0))

@@ -199,6 +199,12 @@ def test_every_image_experiment_runs_in_small(name, official, monkeypatch):
         (["faces", "--data", "x"], "--data must be left out for faces"),
         (["faces", "--network", "resnet"], "--network must be one of unet, paper; got 'resnet'"),
         (["digits", "--full"], "--data, --width and --full must be left out for digits"),
+        (
+            ["fashion", "--network", "paper", "--width", "8"],
+            "--width is of the U-Net; leave it out with --network paper",
+        ),
+        (["faces", "--width", "12"], "width must be divisible by 8"),
+        (["faces", "--width", "0"], "width must be an integer of at least 1; got 0"),
         (["digits", "--network", "paper"], "--network must be one of unet, transformer; got 'paper'"),
         (["swiss-roll", "--full"], "--data, --network, --width and --full must be left out for swiss-roll"),
         (["cifar10", "--data", "nowhere"], "must be a file of CIFAR-10's binary version"),
@@ -222,6 +228,17 @@ def test_a_full_size_model_is_built_and_traced(name, network):
         return inference.bound_terms(key, diffusion, split.train, num_times=1).total
 
     assert jax.eval_shape(traced, jax.random.key(0)).shape == (4,)
+
+
+def test_the_width_of_the_unet_is_what_is_asked_for():
+    for options, width in (({}, 16), ({"full": True}, 64), ({"full": True, "width": 24}, 24)):
+        faces = experiments.choose("faces", **options)
+        split = faces.data(0)
+        made = jax.eval_shape(
+            lambda key, of=faces, split=split: of.build(key, split, 4, "fixed").reverse.network.stem.weight,
+            jax.random.key(0),
+        )
+        assert made.shape == (3, 3, 1, width)
 
 
 def test_digits_take_a_transformer_of_the_same_laws():

@@ -53,7 +53,7 @@ class Pictures:
         turns: Whether an image on its side is as likely too.
         path: What `load` reads; None for its default.
         network: `unet` or `paper`.
-        width: Channels of the U-Net at full size; None for the experiment's own.
+        width: Channels of the U-Net at full size.
         full: The paper's size in place of that for two cores.
         num_samples: How many samples are drawn and looked at.
         also: `(pictures, result, key, folder, samples) -> ` further numbers for samples.json, and pictures of its own.
@@ -70,7 +70,7 @@ class Pictures:
     turns: bool = False
     path: Path | None = None
     network: str = "unet"
-    width: int | None = None
+    width: int = WIDTH
     full: bool = False
     num_samples: int = 100
     also: "Callable[[Pictures, Result, Array, Path, np.ndarray], dict[str, Any]] | None" = None
@@ -90,7 +90,7 @@ class Pictures:
                 shape,
                 (2, *shape),
                 num_steps,
-                width=self.width or (FULL_WIDTH if self.full else WIDTH),
+                width=self.width,
                 multipliers=scales(shape),
                 key=key,
             )
@@ -208,6 +208,7 @@ class Pictures:
         network = network or self.network
         if width is not None and network != "unet":
             raise ValueError(f"--width is of the U-Net; leave it out with --network {network}.")
+        width = (FULL_WIDTH if full else WIDTH) if width is None else width
         return replace(self, path=path, network=network, width=width, full=full).experiment()
 
 
