@@ -161,6 +161,24 @@ def test_every_class_that_is_saved_has_a_folder_of_before():
     assert not missing
 
 
+def test_a_field_that_is_no_more_loads_where_it_said_what_is_done_now(tmp_path):
+    network = models.networks.UNet((4, 4), (2, 4, 4), 3, width=8, multipliers=(1,), num_heads=2, key=jax.random.key(0))
+    process = models.GaussianDiffusion((4, 4), models.schedules.log_snr_linear(3))
+    diffusion, folder = models.Diffusion(process, models.VelocityPrediction(network)), tmp_path / "model"
+    diffusion.save(folder)
+    saved = json.loads((folder / "model.json").read_text())
+    unet = next(node for node in nodes_of(saved) if node.get("type") == "UNet")
+    for value in (False, True):
+        unet["fields"]["bfloat16"] = value
+        saved["json_sha256"] = checkpoint._json_sha256(saved)
+        (folder / "model.json").write_text(json.dumps(saved))
+        if value:
+            with pytest.raises(ModelFolderError, match=r"must have the fields of a UNet.* it has 'bfloat16'"):
+                models.Diffusion.load(folder)
+        else:
+            assert_same(diffusion, models.Diffusion.load(folder))
+
+
 def nodes_of(node):
     """A tree's dictionaries."""
     inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()

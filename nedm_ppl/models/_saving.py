@@ -64,6 +64,8 @@ ADDED: dict[str, dict[str, Any]] = {
 # Names that folders of earlier commits have for what is called otherwise now: fields by class, and values by class and field.
 OLD_FIELDS = {"RBF": {"centres": "centers"}}
 OLD_VALUES = {"Diffusion": {"first_step": {"quantised": "quantized"}}}
+# Fields that folders of earlier commits have and classes have no more, with the value that says what classes do now.
+REMOVED: dict[str, dict[str, Any]] = {"UNet": {"bfloat16": False}}
 MAX_DEPTH, MAX_JSON_BYTES, MAX_INT = 64, 2**26, 2**63 - 1
 FROM_EQUINOX = ("Dropout", "Embedding", "LayerNorm", "Linear", "MultiheadAttention", "RMSNorm")
 NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 bfloat16 float16 float32 float64 complex64 complex128"
@@ -256,7 +258,8 @@ class _Reader:
         fields, values = OLD_FIELDS.get(name, {}), OLD_VALUES.get(name, {})
         nodes = {fields.get(field, field): node for field, node in nodes.items()}
         nodes = {f: values.get(f, {}).get(n, n) if isinstance(n, str) else n for f, n in nodes.items()}
-        nodes = ADDED.get(name, {}) | nodes
+        removed = REMOVED.get(name, {})
+        nodes = ADDED.get(name, {}) | {f: n for f, n in nodes.items() if f not in removed or n is not removed[f]}
         expected = {field.name: field.type for field in dataclasses.fields(cast(Any, cls))}
         if differing := nodes.keys() ^ expected.keys():
             verb = "lacks" if min(differing) in expected else "has"
