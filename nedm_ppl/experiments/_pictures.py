@@ -108,7 +108,7 @@ class Pictures:
             )
             reverse: Any = models.VelocityPrediction(network)
         else:
-            sizes = dict(self.pathways) | (FULL_OF_COLORS if self.full and len(shape) == 3 else {})
+            sizes: dict[str, Any] = dict(self.pathways) | (FULL_OF_COLORS if self.full and len(shape) == 3 else {})
             network = models.networks.MultiScaleNetwork(
                 shape, (2, *shape), num_steps, num_scales=len(scales(shape)), **sizes, key=key
             )
