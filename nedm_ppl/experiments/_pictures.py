@@ -29,24 +29,14 @@ from nedm_ppl.experiments._picture_data import (
     of_photographs,
     of_texture,
 )
+from nedm_ppl.experiments._picture_networks import BOTH, DENSE, FULL_OF_COLORS, REVERSES
 from nedm_ppl.experiments._spec import Experiment, Result, Split
 from nedm_ppl.files import write_json
 
 __all__ = ["CIFAR10", "DEAD_LEAVES", "FACES", "FASHION", "MNIST", "PHOTOGRAPHS", "TEXTURE"]
 
-NETWORKS = ("unet", "paper")
 NUM_VALIDATION, NUM_TIMES = 200, 10
 WIDTH, FULL_WIDTH = 16, 64
-# The paper's network has a dense pathway alone for MNIST and both pathways for CIFAR-10, with these sizes at full size.
-DENSE, BOTH = {"depth": 0, "dense_width": 500}, {"dense_width": 500}
-FULL_OF_COLORS = {
-    "depth": 6,
-    "width": 100,
-    "dense_width": 1000,
-    "dense_outputs": 5,
-    "upper_depth": 4,
-    "upper_width": 100,
-}
 
 
 @dataclass(frozen=True)
@@ -97,22 +87,10 @@ class Pictures:
         # Gray levels are told apart at a noise of less than one of them; dead leaves and faces have noise of their own.
         fine = {"start": 9.0, "center": 3.5, "scale": 2.0} if self.has_levels or self.dequantized else {}
         process = models.GaussianDiffusion(shape, models.schedules.log_snr_logistic(num_steps, **fine))
-        if self.network == "unet":
-            network: Any = models.networks.UNet(
-                shape,
-                (2, *shape),
-                num_steps,
-                width=self.width,
-                multipliers=scales(shape),
-                key=key,
-            )
-            reverse: Any = models.VelocityPrediction(network)
-        else:
-            sizes: dict[str, Any] = dict(self.pathways) | (FULL_OF_COLORS if self.full and len(shape) == 3 else {})
-            network = models.networks.MultiScaleNetwork(
-                shape, (2, *shape), num_steps, num_scales=len(scales(shape)), **sizes, key=key
-            )
-            reverse = models.DriftVariance(network)
+        options: dict[str, Any] = {"width": self.width} if self.network == "unet" else dict(self.pathways)
+        if self.network == "paper" and self.full and len(shape) == 3:
+            options |= FULL_OF_COLORS
+        reverse = REVERSES[self.network](shape, num_steps, key, **options)
         return models.Diffusion(process, reverse, first_step=first_step, units=units)
 
     def training(self, num_updates: int) -> dict[str, Any]:
@@ -213,8 +191,8 @@ class Pictures:
         Raises:
             ValueError: a network of another name, or a width of a network that has none.
         """
-        if network not in (None, *NETWORKS):
-            raise ValueError(f"--network must be one of {', '.join(NETWORKS)}; got {network!r}.")
+        if network not in (None, *REVERSES):
+            raise ValueError(f"--network must be one of {', '.join(REVERSES)}; got {network!r}.")
         network = network or self.network
         if width is not None and network != "unet":
             raise ValueError(f"--width is of the U-Net; leave it out with --network {network}.")
@@ -244,12 +222,6 @@ def inpainted(of: Pictures, result: Result, key: Array, out: Path, samples: np.n
     )
     about = {"rmse": found.rmse, "coverage_90": found.coverage()}
     return {"inpainted": about | options | {"num_places": len(found.x0)}}
-
-
-def scales(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Channels at every scale, in widths: three scales where the image halves twice, else fewer."""
-    halvings = sum(shape[0] % side == 0 and shape[1] % side == 0 for side in (2, 4))
-    return (1, 2, 2)[: 1 + halvings]
 
 
 DEAD_LEAVES = Pictures(
