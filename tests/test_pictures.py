@@ -124,7 +124,7 @@ def test_noise_and_mirrors_are_fresh_for_every_minibatch():
 def test_gray_levels_have_probabilities_whatever_the_network(network, monkeypatch):
     """K of a model of gray levels is never above 0."""
     monkeypatch.setattr(pictures, "WIDTH", 8)
-    monkeypatch.setattr(pictures, "scales", lambda shape: (1,))
+    monkeypatch.setattr("nedm_ppl.experiments._picture_networks.scales", lambda shape: (1,))
     split = experiments.Split(RNG.integers(0, 256, (20, 8, 8)).astype(float), None, np.full((2, 8, 8), 128.0))
     experiment = experiments.choose("mnist", network=network)
     diffusion = experiment.build(jax.random.key(0), split, 4, "quantized")
@@ -157,7 +157,7 @@ def in_small(of_pictures):
         parts = {part: getattr(split, part) for part in ("train", "validation", "holdout")}
         return experiments.Split(**{part: values[:10] for part, values in parts.items()})
 
-    def with_options(path=None, network=None, full=False):
+    def with_options(path=None, network=None, width=None, full=False):
         sizes = {"network": "paper", "num_samples": 6}  # the quicker to compile
         small = replace(of_pictures, load=few, path=path, **sizes).experiment()
         return replace(small, likelihood_size=2, num_times=2, of_options=with_options)
@@ -170,7 +170,7 @@ def in_small(of_pictures):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_image_experiment_runs_in_small(name, official, monkeypatch):
     monkeypatch.setattr(pictures, "WIDTH", 8)
-    monkeypatch.setattr(pictures, "scales", lambda shape: (1,))
+    monkeypatch.setattr("nedm_ppl.experiments._picture_networks.scales", lambda shape: (1,))
     monkeypatch.setattr("nedm_ppl.experiments._picture_data.NUM_LEAVES", (3, 1))
     monkeypatch.setitem(experiments.EXPERIMENTS, name, in_small(experiments.EXPERIMENTS[name].of_options.__self__))
     options = ["--data", official / name] if name in ("mnist", "fashion", "cifar10") else []
