@@ -101,9 +101,10 @@ def test_photographs_are_held_out_as_wholes_and_a_texture_by_rows():
     np.testing.assert_array_equal(np.sort(split.holdout, axis=0), np.sort(crops, axis=0))
     split = experiments.choose("texture").data(0)
     rows = data.texture()[0][384:]
-    assert {(np.round(crop) + 0.0).tobytes() for crop in split.holdout} == {
-        crop.astype(np.float32).tobytes() for crop in data.crops(rows, 32)
-    }
+    crops = data.crops(rows, 32).astype(np.float32)
+    noise = np.abs(split.holdout[:, None] - crops).max(axis=(-2, -1))  # half a level at most from one crop each
+    np.testing.assert_array_equal(np.sort(np.argmin(noise, axis=1)), np.arange(len(crops)))
+    assert np.min(noise, axis=1).max() <= 0.5
 
 
 def test_noise_and_mirrors_are_fresh_for_every_minibatch():
