@@ -29,6 +29,7 @@ from nedm_ppl import data, inference, models
 from nedm_ppl.experiments._picture_data import SIZE, larger_places, of_photographs
 from nedm_ppl.experiments._picture_data import leaves as leaves_of
 from nedm_ppl.experiments._picture_figures import of_size
+from nedm_ppl.experiments._picture_networks import FULL_OF_COLORS
 from nedm_ppl.inference import Estimate
 
 BITS = np.log(2.0)
@@ -125,8 +126,7 @@ def texture(model: Path, num_places: int, num_draws: int) -> dict[str, Any]:
 def step(num_updates: int, rounds: int, batch: int) -> dict[str, Any]:
     """Seconds of an update of the paper's network for 32 x 32 x 3, ours and PyTorch's in turns."""
     shape, last = (SIZE, SIZE, 3), 1000
-    sizes = {"depth": 6, "width": 100, "dense_width": 1000, "dense_outputs": 5, "upper_depth": 4, "upper_width": 100}
-    network = models.networks.MultiScaleNetwork(shape, (2, *shape), last, **sizes, key=jax.random.key(0))
+    network = models.networks.MultiScaleNetwork(shape, (2, *shape), last, **FULL_OF_COLORS, key=jax.random.key(0))
     process = models.GaussianDiffusion(shape, models.schedules.erasing(last, first_rate=1e-3))
     diffusion = models.Diffusion(process, models.DriftVariance(network))
     x0 = np.random.default_rng(0).normal(size=(256, *shape)).astype(np.float32)
@@ -145,7 +145,7 @@ def step(num_updates: int, rounds: int, batch: int) -> dict[str, Any]:
             progress=False,
         )
 
-    theirs = torch_update(sizes, np.asarray(process.schedule.rates, np.float64), x0, batch)
+    theirs = torch_update(FULL_OF_COLORS, np.asarray(process.schedule.rates, np.float64), x0, batch)
     ours(2), theirs(2)
     seconds: dict[str, list[float]] = {"ours": [], "PyTorch": []}
     for _ in range(rounds):

@@ -16,7 +16,7 @@ import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -31,6 +31,9 @@ from nedm_ppl.inference.posterior._particle_posterior import ParticlePosterior
 from nedm_ppl.inference.posterior._particle_verdict import DoubtfulPosterior
 from nedm_ppl.models._diffusion import Diffusion
 from nedm_ppl.models._respace import respace
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["HIDDEN", "Degradation", "Hidden", "Noise", "Restoration", "hidden", "restore", "save"]
 
@@ -255,7 +258,7 @@ def restore(
 
 
 def save(result: Restoration, out: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Write the picture, the draws for ArviZ and the numbers to a new folder; returns the numbers.
+    """Write the picture, the draws for ArviZ and the numbers to a new folder, and draws.csv of a table; returns the numbers.
 
     Raises:
         OutputFolderError: the folder exists.
@@ -292,6 +295,9 @@ def save(result: Restoration, out: Path, about: dict[str, Any]) -> dict[str, Any
     outputs = {"posterior.nc": lambda file: write_netcdf(file, posterior.to_arviz())}
     if result.x0.ndim <= 3:  # sequences and gray images
         outputs["restored.png"] = draw
+    model = posterior.model
+    if isinstance(model, Diffusion) and model.columns is not None:
+        outputs["draws.csv"] = _by_columns(draws, model.columns).to_csv
     write_outputs(out, outputs, "The numbers are in metrics.json.")
     return metrics
 
@@ -300,6 +306,14 @@ def check_out(out: Path) -> None:
     """Raise an OutputFolderError where the folder exists."""
     if os.path.lexists(out):
         raise OutputFolderError(f"--out {out} exists; name another folder.")
+
+
+def _by_columns(draws: np.ndarray, columns: tuple[str, ...]) -> "pd.DataFrame":
+    """Draws of every datum of a table, shape (N, draws, columns), as rows after the numbers of datum and draw."""
+    import pandas as pd
+
+    index = pd.MultiIndex.from_product([range(size) for size in draws.shape[:2]], names=["datum", "draw"])
+    return pd.DataFrame(draws.reshape(len(index), -1), index=index, columns=list(columns))
 
 
 def _rmse(x: np.ndarray, result: Restoration) -> float:

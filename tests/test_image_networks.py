@@ -12,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from test_networks import awake
 
 from nedm_ppl import inference, models
+from nedm_ppl.experiments._picture_networks import FULL_OF_COLORS
 from nedm_ppl.inference.training import _loop
 from nedm_ppl.inference.training._loop import convolves
 from nedm_ppl.models import networks
@@ -204,15 +205,7 @@ def test_the_paper_s_network_for_cifar_10_is_traced_at_full_size():
     shape = (32, 32, 3)
 
     def build(key):
-        sizes = {
-            "depth": 6,
-            "width": 100,
-            "dense_width": 1000,
-            "dense_outputs": 5,
-            "upper_depth": 4,
-            "upper_width": 100,
-        }
-        return networks.MultiScaleNetwork(shape, (2, *shape), 1000, **sizes, key=key)
+        return networks.MultiScaleNetwork(shape, (2, *shape), 1000, **FULL_OF_COLORS, key=key)
 
     network = jax.eval_shape(build, jax.random.key(0))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(network))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from nedm_ppl.files import mapped_array, printable, shortened, whole, write_outputs
+from nedm_ppl.files import mapped_array, printable, shortened, whole
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -33,7 +33,6 @@ __all__ = [
     "model_folder",
     "read_array",
     "write_csv",
-    "write_draws",
     "write_likelihoods",
 ]
 
@@ -138,25 +137,6 @@ def write_csv(file: "BinaryIO", values: "np.ndarray", columns: tuple[str, ...] |
     rows = values.reshape(len(values), -1)
     names = columns or [f"x{i}" for i in range(rows.shape[1])]
     file.write(pd.DataFrame(rows, columns=list(names)).to_csv(index=False).encode())
-
-
-def write_draws(out: Path, draws: "np.ndarray", columns: tuple[str, ...] | None) -> None:
-    """Draws of every datum of a table, shape (N, draws, columns), into draws.csv: a row each, after the numbers of datum and draw.
-
-    Of what is no table they are in another file alone.
-
-    Raises:
-        OutputError: the file could not be written.
-    """
-    import numpy as np
-    import pandas as pd
-
-    if columns is None:
-        return
-    number, times, width = draws.shape
-    frame = pd.DataFrame(draws.reshape(-1, width), columns=list(columns))
-    frame.index = pd.MultiIndex.from_product([np.arange(number), np.arange(times)], names=["datum", "draw"])
-    write_outputs(out, {"draws.csv": frame.to_csv}, "The other outputs are there.")
 
 
 def write_likelihoods(file: Path, result: "LogLikelihood") -> None:

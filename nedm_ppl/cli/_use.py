@@ -26,7 +26,6 @@ from nedm_ppl.cli._arguments import (
     model_folder,
     read_array,
     write_csv,
-    write_draws,
     write_likelihoods,
 )
 from nedm_ppl.cli._tables import likelihood_table, metrics_table, renamed, restoration_table
@@ -282,5 +281,4 @@ def _restore(
         )
     metrics = restore.save(result, out, about | {"seed": seed})
     console.print(restoration_table(metrics))
-    write_draws(out, result.posterior.get_samples()["x"], diffusion.columns)
     console.print(printable(f"The picture, the draws for ArviZ and the numbers are in {out}."), markup=False)

@@ -33,7 +33,7 @@ def split(seed: int) -> Split:
     return Split(digits.train, digits.validation, digits.holdout)
 
 
-def build(key: Array, split: Split, num_steps: int, first_step: str, *, network: str = NETWORKS[0]) -> models.Diffusion:
+def build(key: Array, split: Split, num_steps: int, first_step: str, *, network: str) -> models.Diffusion:
     levels = data.digits().levels
     process = models.GaussianDiffusion((8, 8), models.schedules.log_snr_logistic(num_steps))
     shapes = (8, 8, len(levels) + 1), (8, 8, len(levels)), num_steps
@@ -73,6 +73,10 @@ def training(num_steps: int) -> dict[str, Any]:
     }
 
 
+def about(result: Result, network: str) -> dict[str, Any]:
+    return discrete(result) | {"network": network}
+
+
 def discrete(result: Result) -> dict[str, Any]:
     metrics = result.metrics
     if metrics["first_step"] != "quantized":
@@ -104,11 +108,7 @@ def of_options(path: Path | None, network: str | None, width: int | None, full: 
     if network not in (None, *NETWORKS):
         raise ValueError(f"--network must be one of {', '.join(NETWORKS)}; got {network!r}.")
     chosen = network or NETWORKS[0]
-    return replace(
-        DIGITS,
-        build=partial(build, network=chosen),
-        extra_metrics=lambda result: discrete(result) | {"network": chosen},
-    )
+    return replace(DIGITS, build=partial(build, network=chosen), extra_metrics=partial(about, network=chosen))
 
 
 DIGITS = Experiment(
@@ -116,7 +116,7 @@ DIGITS = Experiment(
     summary="8 x 8 handwritten digits, 17 gray levels; U-Net on context, exact evidence per pixel",
     unit="bits per pixel",
     data=split,
-    build=build,
+    build=partial(build, network=NETWORKS[0]),
     truth=lambda x0: None,
     figures=figures,
     num_steps=500,
@@ -128,6 +128,6 @@ DIGITS = Experiment(
     num_times=125,
     likelihood_size=16,
     likelihood_trajectories=24,
-    extra_metrics=lambda result: discrete(result) | {"network": NETWORKS[0]},
+    extra_metrics=partial(about, network=NETWORKS[0]),
     of_options=of_options,
 )

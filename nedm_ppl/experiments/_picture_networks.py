@@ -6,10 +6,11 @@ from jax import Array
 
 from nedm_ppl import models
 
-__all__ = ["BOTH", "DENSE", "FULL_OF_COLORS", "REVERSES"]
+__all__ = ["BOTH", "CONVOLUTIONS", "DENSE", "FULL_OF_COLORS", "REVERSES", "Pathways"]
 
-# The paper's network has a dense pathway alone for MNIST and both pathways for CIFAR-10, with these sizes at full size.
-DENSE, BOTH = {"depth": 0, "dense_width": 500}, {"dense_width": 500}
+# Sizes of the paper's network for two cores and at full size: a dense pathway alone for MNIST, both pathways for CIFAR-10, and
+# convolutions alone for dead leaves and bark.
+Pathways = tuple[dict[str, int], dict[str, int]]
 FULL_OF_COLORS = {
     "depth": 6,
     "width": 100,
@@ -18,6 +19,9 @@ FULL_OF_COLORS = {
     "upper_depth": 4,
     "upper_width": 100,
 }
+CONVOLUTIONS: Pathways = ({}, {})
+DENSE: Pathways = ({"depth": 0, "dense_width": 500},) * 2
+BOTH: Pathways = ({"dense_width": 500}, FULL_OF_COLORS)
 
 
 def unet(shape: tuple[int, ...], num_steps: int, key: Array, **sizes: Any) -> models.VelocityPrediction:

@@ -5,8 +5,8 @@ U-Net, or the paper's multi-scale convolutions. The default size is for two core
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from nedm_ppl.experiments._picture_data import (
     of_photographs,
     of_texture,
 )
-from nedm_ppl.experiments._picture_networks import BOTH, DENSE, FULL_OF_COLORS, REVERSES
+from nedm_ppl.experiments._picture_networks import BOTH, CONVOLUTIONS, DENSE, REVERSES, Pathways
 from nedm_ppl.experiments._spec import Experiment, Result, Split
 from nedm_ppl.files import write_json
 
@@ -49,7 +49,7 @@ class Pictures:
         size: Dimensions of a datum.
         has_levels: Whether values are 256 gray levels, whose probabilities the model has; else real numbers, with densities.
         dequantized: Width of the uniform noise that is added in training, in the data's units; 0 for none.
-        pathways: Sizes of the paper's network: convolutions alone where it is left out, as for dead leaves and bark.
+        pathways: Sizes of the paper's network, for two cores and at full size.
         flips: Whether a mirror image is as likely as the image.
         turns: Whether an image on its side is as likely too.
         path: What `load` reads; None for its default.
@@ -67,7 +67,7 @@ class Pictures:
     published: str = ""
     has_levels: bool = True
     dequantized: float = 0.0
-    pathways: Mapping[str, int] = field(default_factory=dict)
+    pathways: Pathways = CONVOLUTIONS
     flips: bool = False
     turns: bool = False
     path: Path | None = None
@@ -87,10 +87,8 @@ class Pictures:
         # Gray levels are told apart at a noise of less than one of them; dead leaves and faces have noise of their own.
         fine = {"start": 9.0, "center": 3.5, "scale": 2.0} if self.has_levels or self.dequantized else {}
         process = models.GaussianDiffusion(shape, models.schedules.log_snr_logistic(num_steps, **fine))
-        options: dict[str, Any] = {"width": self.width} if self.network == "unet" else dict(self.pathways)
-        if self.network == "paper" and self.full and len(shape) == 3:
-            options |= FULL_OF_COLORS
-        reverse = REVERSES[self.network](shape, num_steps, key, **options)
+        sizes = {"width": self.width} if self.network == "unet" else self.pathways[self.full]
+        reverse = REVERSES[self.network](shape, num_steps, key, **sizes)
         return models.Diffusion(process, reverse, first_step=first_step, units=units)
 
     def training(self, num_updates: int) -> dict[str, Any]:
@@ -144,7 +142,8 @@ class Pictures:
     def options(self) -> dict[str, Any]:
         """What the run was told, by which its data are found again."""
         data = None if self.path is None else str(self.path.absolute())
-        return {"network": self.network, "width": self.width, "full": self.full, "data": data}
+        width = self.width if self.network == "unet" else None
+        return {"network": self.network, "width": width, "full": self.full, "data": data}
 
     def about(self, result: Result) -> dict[str, Any]:
         """What the run was told; what gray levels cost without a loss, where they have one; where the bound loses its bits."""

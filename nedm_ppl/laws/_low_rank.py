@@ -266,9 +266,8 @@ def gaussian_divergence(q: LowRankNormal, p: LowRankNormal) -> Array:
     ratio, shift = q.diagonal / p.diagonal, q.loc - p.loc
     own = jnp.sum(ratio - 1.0 - jnp.log(ratio) + jnp.square(shift) / p.diagonal, axis=axes)
     small, weighted = p._small, p._weighted
-    root = whiten(
-        small, jnp.eye(p.rank, dtype=small.dtype)
-    )  # inverted once: substitution through rows of all coordinates is slow
+    # Inverted once: substitution through rows of all coordinates is slow.
+    root = whiten(small, jnp.eye(p.rank, dtype=small.dtype))
     along = jnp.sum(root * p._rows(shift, weighted)[..., None, :], axis=-1)
     spread = weighted * jnp.expand_dims(jnp.sqrt(q.diagonal), -1 - p.event_dim)
     removed = jnp.sum(jnp.square(p._mixed(root, spread)), axis=(*axes, -1 - p.event_dim))

@@ -75,8 +75,7 @@ class Spliced(Distribution):
 
     def _given(self, values: Array) -> Distribution | None:
         """The law of all coordinates given the known ones, which are points of it."""
-        values = jnp.broadcast_to(values, jnp.broadcast_shapes(jnp.shape(values), self.mask.shape))
+        values, mask = jnp.broadcast_arrays(values, self.mask)
         if components(self.own) is not None:
-            values = beside(values, self.event_dim)
-        mask = self.mask if components(self.own) is None else beside(self.mask, self.event_dim)
-        return Known(values, jnp.broadcast_to(mask, values.shape)).times(self.own)
+            values, mask = beside(values, self.event_dim), beside(mask, self.event_dim)
+        return Known(values, mask).times(self.own)

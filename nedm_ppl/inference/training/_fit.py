@@ -175,8 +175,8 @@ def fit(
             training.
 
     Raises:
-        ValueError: data that are empty, masked, not finite, of the wrong shape or outside the process's support; num_updates < 1; a
-            checkpoint folder in use without `resume`, or of another run.
+        ValueError: data that are empty, masked, not finite, of the wrong shape or outside the process's support; a diffusion
+            that was given a batch of contexts; num_updates < 1; a checkpoint folder in use without `resume`, or of another run.
         NonFiniteLossError: the loss or the weights stopped being finite; the last checkpoint is intact.
 
     Examples:

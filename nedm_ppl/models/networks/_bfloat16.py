@@ -15,12 +15,13 @@ __all__ = ["BFloat16", "as_input"]
 class BFloat16(eqx.Module):
     """`network` with its weights and inputs rounded to bfloat16 at every call, and its output in the default precision.
 
-    Weights are kept, trained and saved in their own precision, and laws are worked in the default one. The output errs by about
-    one part in a hundred of its size, so that K is that of a slightly different model: a bound all the same. Normalizations,
-    attention's softmax and the embedding of time stay in the default precision in the networks of this package.
+    Weights are kept, trained and saved in their own precision, and laws are worked in the default one. Every layer
+    rounds to eight bits, so that this is a slightly different model, of which K is a bound and a likelihood an estimate as ever.
+    Normalizations, attention's softmax and the embedding of time stay in the default precision in the networks of this package.
 
     Args:
         network: A `UNet`, a `PatchTransformer`, or any `(t, x, *context) -> array`; inside `Embedded`, where there is a context.
+            Shapes in and out are its own.
 
     Examples:
         >>> import jax, jax.numpy as jnp
