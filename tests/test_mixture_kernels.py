@@ -157,7 +157,7 @@ def test_the_reversal_of_a_mixture_of_gaussians_loses_nothing(x64, num_steps):
     x0 = jnp.asarray(np.random.default_rng(0).normal(size=(8, DIM)))
     keys = jax.random.split(jax.random.key(0), 8)
     weights = jax.jit(lambda model: draw_log_weights(keys, model, x0, chunk_size=8))
-    np.testing.assert_allclose(weights(three(num_steps)), three_log_prob(x0), atol=1e-8)
+    np.testing.assert_allclose(weights(three(num_steps)), three_log_prob(x0), atol=1e-9)
     wrong = weights(three(num_steps, jnp.log(jnp.array([0.4, 0.3, 0.3]))))
     assert np.max(np.abs(wrong - three_log_prob(x0))) > 0.02
 
