@@ -49,16 +49,17 @@ docs: .venv/docs/installed
 # The site reads the sources and imports nothing, so it is built without the library.
 .venv/docs/installed: docs/requirements.txt
 	$(PYTHON) -m venv --clear .venv/docs
-	.venv/docs/bin/python -m pip install --quiet --requirement docs/requirements.txt
+	.venv/docs/bin/python -m pip install --quiet --no-compile --requirement docs/requirements.txt
 	@touch $@
 
+# Python compiles a module when it is first imported; to compile all that is installed takes a third of the time.
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with make PYTHON=...")'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint $(PINS) --editable '.[test,bench]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint $(PINS) --editable '.[test,bench]'
 	@touch $@
 
 clean:

@@ -320,7 +320,9 @@ def test_loglik_of_a_model_alone_asks_for_data(run_folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("task", "name", "options", "shape"),
     [
-        ("inpaint", "heartbeat", ["--mask", "{tmp}/mask.npy", "--num-steps", 3], (20,)),
+        pytest.param(
+            "inpaint", "heartbeat", ["--mask", "{tmp}/mask.npy", "--num-steps", 3], (20,), marks=pytest.mark.long
+        ),
         ("denoise", "heartbeat", ["--scale", 0.3], (20,)),
         pytest.param("inpaint", "digits", ["--num-steps", 3], (8, 8), marks=pytest.mark.long),
     ],
@@ -604,6 +606,7 @@ def test_deeply_nested_metrics_are_one_sentence(run_folder, tmp_path, capsys):
     assert code == 2 and "DATA must be given" in said
 
 
+@pytest.mark.long
 def test_a_folder_whose_name_is_not_utf8_is_a_folder(run_folder, tmp_path, capsys):
     out = tmp_path / "n\udcffme"
     assert nedm("run", "heartbeat", "--out", out, *SMALL["heartbeat"])[0] == 0

@@ -83,6 +83,7 @@ def test_evaluation_keeps_data_and_contexts_together_over_batches():
     assert_mean(np.asarray(terms.total).reshape(200, -1), truths(exact.bits_bound).ravel())
 
 
+@pytest.mark.long
 def test_the_program_s_objectives_agree_in_expectation():
     rows, labels = PAIRS
     truth = -truths(exact.bits_bound).sum()

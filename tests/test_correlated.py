@@ -222,7 +222,7 @@ def evidence_of(name: str) -> float:
     return float(law.log_prob(np.array(y)))
 
 
-@pytest.mark.cases(3)
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", list(OBSERVATIONS))
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_the_filter_of_an_exact_reversal_is_exact(x64, name, num_steps):
@@ -323,7 +323,7 @@ def test_a_step_of_levels_keeps_its_first_step():
     assert shorter.num_steps == 3 and jax.eval_shape(lambda: shorter.kernel(2, x).mean).shape == (3, 4)
 
 
-@pytest.mark.cases(3)
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("kind", [models.DataPrediction, models.NoisePrediction, models.VelocityPrediction])
 @pytest.mark.parametrize("rank", [1, 4])
 def test_directions_are_trained(kind, rank):

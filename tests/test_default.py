@@ -97,6 +97,7 @@ def test_what_will_hurt_is_warned_of(values, said):
         models.diffusion_for(KEY, values, verbose=False)
 
 
+@pytest.mark.long
 def test_fit_with_nothing_else_said_keeps_a_part_out_and_stops():
     diffusion = models.diffusion_for(KEY, TABLE, num_steps=5, verbose=False)
     fitted = inference.fit(KEY, diffusion, TABLE, progress=False)

@@ -115,6 +115,7 @@ def test_a_subsample_drawn_inside_is_the_same_rows_in_both_programs():
     assert_mean(losses(inference.TrajectoryBound(None)), -null.sum())
 
 
+@pytest.mark.long
 def test_renyi_with_alpha_0_is_the_importance_sampled_likelihood():
     diffusion, x0 = COUPLED[BERNOULLI], jnp.asarray(exact.states(2))
     truth = exact.bits_log_prob(diffusion)

@@ -285,7 +285,7 @@ def test_a_flip_rate_of_a_single_bit():
     np.testing.assert_allclose(kernel.probs, process.step(2, x).probs, rtol=1e-6)
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "kind", [models.DataPrediction, models.NoisePrediction, models.VelocityPrediction, models.DriftVariance]
 )

@@ -28,6 +28,17 @@ WITH_EXAMPLES = [
     for path in SOURCES
     if ">>>" in path.read_text()
 ]
+# What these modules do is tested elsewhere; their examples would take a thirtieth of the suite.
+SLOW = {
+    f"nedm_ppl.{name}"
+    for name in (
+        "inference.bound._bound",
+        "inference.composition._particle_metropolis",
+        "inference.composition._path_gibbs",
+        "restoration",
+        "sklearn",
+    )
+}
 MOST_USED = {
     "GaussianDiffusion",
     "BernoulliDiffusion",
@@ -77,7 +88,8 @@ def pasted(page, smaller):
 
 
 @pytest.mark.filterwarnings("ignore::nedm_ppl.inference.DoubtfulPosterior")  # fifty particles
-@pytest.mark.parametrize("page", [pytest.param("index.md", marks=pytest.mark.long), "tutorial.md"])
+@pytest.mark.long  # the blocks of the README run by default
+@pytest.mark.parametrize("page", ["index.md", "tutorial.md"])
 def test_a_page_runs_as_it_is_pasted(page, tmp_path, monkeypatch, capsys):
     (tmp_path / "page.py").write_text(pasted(DOCS / page, SMALLER[page]))
     monkeypatch.chdir(tmp_path)
@@ -86,7 +98,9 @@ def test_a_page_runs_as_it_is_pasted(page, tmp_path, monkeypatch, capsys):
     plt.close("all")
 
 
-@pytest.mark.parametrize("module", WITH_EXAMPLES)
+@pytest.mark.parametrize(
+    "module", [pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in WITH_EXAMPLES]
+)
 def test_examples_in_docstrings_run(module):
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted and not result.failed

@@ -15,7 +15,7 @@ def test_every_example_is_run():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long if name == "digits" else ()) for name in SMALL]
+    "name", [pytest.param(name, marks=() if name == "heartbeat" else pytest.mark.long) for name in SMALL]
 )
 def test_example_runs_and_ends_with_its_number(name, capsys):
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")

@@ -61,6 +61,7 @@ def test_log_prob_is_the_exact_density_within_a_thousandth_of_a_nat():
     assert np.max(np.abs(chain().flow().log_prob(X[:16]) - log_density(X[:16]))) < 1e-3
 
 
+@pytest.mark.long
 def test_in_float64_density_and_both_directions_agree(double):
     flow = chain(num_steps=500).flow()
     z = jax.random.normal(jax.random.key(0), (4, DIM))
@@ -138,7 +139,7 @@ def test_hutchinson_is_unbiased_and_its_error_is_right():
 # --- derivatives, programs ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize("tolerance", [1e-5, 1e-9])
 def test_a_gradient_is_that_of_the_density_at_every_tolerance(double, tolerance):
     """Undivided by `jit`, where the backward pass is compiled apart from the forward one and rounds in its own way."""

@@ -284,6 +284,7 @@ def test_a_convolution_is_found_wherever_it_is_and_nothing_else_is_taken_for_one
     assert not convolves(model_of(mlp))
 
 
+@pytest.mark.long
 def test_updates_one_by_one_are_those_of_a_loop(monkeypatch):
     """On a CPU a convolution's gradient is slow inside a loop, and updates are made one by one."""
     x = np.random.default_rng(0).normal(size=(40, 8, 8))

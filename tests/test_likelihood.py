@@ -388,7 +388,7 @@ def test_the_threshold_grows_with_the_number_of_trajectories():
     np.testing.assert_allclose(k_threshold([1, 10, 64, 100, 4096, 10**6]), expected)
 
 
-@pytest.mark.cases(1)
+@pytest.mark.long
 @pytest.mark.parametrize("num", [64, 256])
 def test_data_that_are_not_flagged_are_the_safer_ones(num, random_truth):
     """Half of the data are of a good kernel, the others of poor ones whose missed tails look safe to k-hat alone."""

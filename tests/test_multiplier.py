@@ -270,7 +270,7 @@ def test_every_bit_is_moved_by_its_own_ratio():
     np.testing.assert_allclose(bits.base_dist.logits - BITS.base_dist.logits, [0.0, 1.0, -2.0], atol=1e-6)
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("rows", [1, 2, 3, 40])
 def test_compressed_rows_move_a_law_as_all_of_them_do(rows):
     rng = np.random.default_rng(rows)

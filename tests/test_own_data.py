@@ -93,6 +93,7 @@ def test_a_run_goes_on_where_it_was_stopped_and_another_is_refused(trained, tabl
     assert code == 2 and "--resume" in said
 
 
+@pytest.mark.long
 def test_a_folder_of_images_is_trained_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("nedm_ppl.models._default.IMAGE_WIDTH", 8)
     folder = tmp_path / "pictures"

@@ -141,7 +141,7 @@ def independent_distance(law) -> float:
     return float(0.5 * np.abs(counts - law).sum(axis=1).mean())
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("along", ["constant", "power", "lookahead", lambda t, x: 0.5 * table_log_r(x)])
 def test_every_state_of_an_enumerated_posterior(enumerated, along):
     diffusion, law, z = enumerated
@@ -327,6 +327,7 @@ def test_observations_of_a_batch_that_are_no_batch_are_named():
         by_argument.run_batch(jax.random.key(0))
 
 
+@pytest.mark.long
 def test_a_program_that_is_not_gaussian_against_a_grid():
     process = models.GaussianDiffusion((1,), models.schedules.log_snr_linear(6, start=3.0, end=-7.0))
     diffusion = models.Diffusion(process, process.step, first_step="fixed")  # the prior is N(0, 1) exactly
@@ -381,6 +382,7 @@ def test_a_product_over_coordinates_is_recognized_and_exact(enumerated):
     assert np.all(np.abs(posterior.mean.mean - joint @ x / joint.sum()) <= 4.0 * posterior.mean.se + 1e-6)
 
 
+@pytest.mark.long
 def test_a_program_of_flipped_bits_is_its_multiplier(enumerated):
     diffusion, _, _ = enumerated
     z = jnp.array([0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0])

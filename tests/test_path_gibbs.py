@@ -189,6 +189,7 @@ def test_geweke_on_a_gaussian_chain():
     assert_mean(centered[:, :, None] * centered[:, None, :], spread)
 
 
+@pytest.mark.long
 def test_geweke_on_enumerated_bits():
     process = models.BernoulliDiffusion((2,), models.schedules.erasing(4), rate=0.4)
     coupling = 1.5 * jax.random.normal(jax.random.key(3), (2, 2))
@@ -238,6 +239,7 @@ def touching(y):
         numpyro.sample("y", dist.Normal(x + jnp.roll(x, 1, axis=0), 0.7).to_event(1), obs=y)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("total", [None, 1.5], ids=["each", "together"])
 def test_one_draw_per_row_of_a_plate(total):
     y = jnp.array([[1.0, 0.0], [-0.5, 0.5], [0.2, -1.0]])
@@ -345,6 +347,7 @@ def test_a_site_that_is_conditioned_needs_no_block():
     assert "of the path moved" in kernel.get_diagnostics_str(state)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("rows", [None, 3])
 def test_moved_says_which_times_the_last_sweep_changed(rows):
     """Of one trajectory yes or no at every time, of a plate's the share of its rows."""

@@ -268,6 +268,7 @@ def test_the_paper_s_network_has_the_paper_s_pathways(name, full, depth, dense):
     assert found == [(depth, dense)]
 
 
+@pytest.mark.long
 def test_digits_take_a_transformer_of_the_same_laws():
     digits = experiments.choose("digits", network="transformer")
     split = digits.data(0)

@@ -46,7 +46,7 @@ EXACT = {
 }
 
 
-@pytest.mark.cases(4)
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", EXACT)
 def test_a_lookahead_from_an_exact_prediction_leaves_the_weights_alone(name, x64):
     """p(x_{t-1} | x_t) r_{t-1}(x_{t-1}) = proposal r_t(x_t) at every pair of states, down to r itself at t = 0."""
@@ -71,6 +71,7 @@ POWERS = {
 }
 
 
+@pytest.mark.cases(2)
 @pytest.mark.central
 @pytest.mark.parametrize("name", POWERS)
 def test_along_power_every_step_is_multiplied_by_its_own_power(name, x64):

@@ -127,8 +127,8 @@ RIGHT = {
 }
 
 
+@pytest.mark.cases(1)
 @pytest.mark.filterwarnings("ignore::nedm_ppl.inference.DoubtfulPosterior")
-@pytest.mark.cases(3)
 @pytest.mark.parametrize("who", RIGHT)
 def test_what_needs_no_density_is_told_nothing(who, monkeypatch):
     monkeypatch.setattr("nedm_ppl.models._prior._warned", False)

@@ -98,8 +98,8 @@ def assert_close(estimate, se, truth):
     )
 
 
+@pytest.mark.cases(2)
 @pytest.mark.central
-@pytest.mark.cases(4)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_particle_posterior_against_quadrature(name):
     dim, num_steps, law, y = PROGRAMS[name]
@@ -223,6 +223,7 @@ def velocity(dim):
     return models.VelocityPrediction(lambda t, x: jnp.stack([jnp.full_like(x, 1.5), jnp.full_like(x, -2.0)]))
 
 
+@pytest.mark.long
 def test_two_coupled_rows_of_a_network_with_two_outputs():
     """Two rows, and a network's leading axis of two: told apart by position, never by size."""
     process = models.GaussianDiffusion((2,), models.schedules.log_snr_linear(4))

@@ -82,6 +82,7 @@ def test_there_is_no_gap_where_every_trajectory_weighs_the_same(family):
     np.testing.assert_allclose(result.upper, truth, atol=5e-5)
 
 
+@pytest.mark.long
 def test_grey_levels():
     levels = (-1.0, 0.0, 1.5)
     process = models.GaussianDiffusion((2,), FixedSchedule((0.1, 0.3, 0.2, 0.5)))

@@ -157,6 +157,7 @@ def test_two_processes_give_the_numbers_of_one_and_write_one_checkpoint(monkeypa
     assert sorted(path.name for path in (tmp_path / "run" / "steps").iterdir()) == ["10", "20"]
 
 
+@pytest.mark.long
 def test_particles_over_two_devices_are_those_of_one(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", devices(2))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

@@ -148,7 +148,7 @@ def assert_laws_of_a_stack(one, stack, plates, batch):
         np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.cases(12)
+@pytest.mark.cases(2)
 @every_diffusion
 @pytest.mark.parametrize("plates", [(), (1,), (2,), (3, 2)])
 def test_the_law_of_a_stack_is_the_independent_laws(name, plates):
@@ -216,7 +216,7 @@ def prior_moments(diffusion):
     return mean, var
 
 
-@pytest.mark.cases(2)
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     ("kind", "outside"),
     [

@@ -89,6 +89,7 @@ def test_the_average_of_the_weights_is_returned_and_decay_zero_returns_the_last(
         np.testing.assert_allclose(m, a + 0.9 * (p - a), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.long
 def test_the_average_over_several_steps_forgets_by_its_own_rates():
     data = correlated(200)
     last = [

@@ -126,6 +126,7 @@ def test_samples_are_those_of_the_model_scaled_by_hand(name):
     assert bool(united.prior().support(prior).all())
 
 
+@pytest.mark.cases(2)
 @CASES
 def test_bounds_and_likelihoods_are_in_the_units_of_the_data(name):
     plain, united, u, x = of(name)
@@ -150,6 +151,7 @@ def test_bounds_and_likelihoods_are_in_the_units_of_the_data(name):
     close(weight(united, x, path), weight(plain, u, path))
 
 
+@pytest.mark.long
 def test_a_sandwich_is_of_data_in_their_units():
     got, expected = (inference.sandwich(KEY, d, 10, num_trajectories=4) for d in (IN_UNITS, REALS))
     np.testing.assert_allclose(got.x0, UNITS.to_data(expected.x0))
@@ -157,6 +159,7 @@ def test_a_sandwich_is_of_data_in_their_units():
     np.testing.assert_allclose(got.upper, expected.upper - np.log(SCALE).sum(), atol=1e-4)
 
 
+@pytest.mark.cases(1)
 @CASES
 def test_the_programs_score_data_in_their_units(name):
     plain, united, u, x = of(name)
@@ -175,6 +178,7 @@ def test_the_programs_score_data_in_their_units(name):
     assert float(losses[0]) == pytest.approx(float(losses[1]) - jacobian, rel=1e-3)
 
 
+@pytest.mark.long
 def test_a_path_and_a_flow_end_in_the_units_of_the_data():
     model = models.Diffusion(models.GaussianDiffusion(2, log_snr_linear(6)), models.VelocityPrediction(waves))
     united = with_units(model, UNITS)
@@ -274,6 +278,7 @@ OBSERVATIONS = {
 }
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("name", OBSERVATIONS)
 def test_posteriors_are_those_of_data_scaled_by_hand(name):
     r, by_hand, constant = OBSERVATIONS[name]
