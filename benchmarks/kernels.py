@@ -135,14 +135,14 @@ def gap(diffusion: models.Diffusion, truth: Mixture, x0: np.ndarray, seed: int =
     return truth.log_prob(x0) - np.asarray(jnp.concatenate(parts), float)
 
 
-def exact(num_data: int, chosen: str) -> None:
+def exact(num_data: int, chosen: str, steps: list[int]) -> None:
     """Kernels of exact moments."""
     for name, make in SETS.items():
         if chosen not in name:
             continue
         truth = make()
         x0 = truth.draw(np.random.default_rng(7), num_data)
-        for num_steps in (10, 20, 40, 100):
+        for num_steps in steps:
             for kernel, diffusion in exact_models(truth, num_steps).items():
                 found = gap(diffusion, truth, x0)
                 row = {"data": name, "T": num_steps, "kernel": kernel, "gap": found.mean(), "se": se(found)}
@@ -261,9 +261,12 @@ def main() -> None:
     parser.add_argument("part", choices=["exact", "trained", "sampling", "cost"])
     parser.add_argument("--updates", type=int, default=10_000)
     parser.add_argument("--data", type=int, default=4_000)
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[10, 20, 40, 100], help="T of the chains of exact moments"
+    )
     parser.add_argument("--only", default="", help="a part of a data set's name")
     args = parser.parse_args()
-    parts = {"exact": lambda: exact(args.data, args.only), "trained": lambda: trained(args.updates)}
+    parts = {"exact": lambda: exact(args.data, args.only, args.steps), "trained": lambda: trained(args.updates)}
     (parts | {"sampling": sampling, "cost": lambda: cost(args.only)})[args.part]()
 
 
